@@ -1,0 +1,77 @@
+"""The tiny towers that ship with mmjax, trained from nothing on easy-VQA; frozen ever after.
+
+    python scripts/train.py --config configs/foundation.py:llama --workdir runs/llama
+    python -m conversion export --checkpoint runs/llama --format hf --dtype float16 \\
+        --out mmjax/assets/tiny/llama
+    python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
+    python -m conversion export --checkpoint runs/clip --format hf --dtype float16 \\
+        --out mmjax/assets/tiny/clip
+
+The language model reads text only: captions in the places where LMEye will put vectors, then
+questions and answers.
+"""
+
+from ml_collections import ConfigDict
+
+from mmjax.data.templates import CaptionPair, PlainText, to_json
+from mmjax.systems.foundation import ContrastiveConfig, LanguageModelConfig
+from mmjax.systems.system import config_to_dict
+
+
+def get_config(variant: str = "llama") -> ConfigDict:
+    """``llama`` or ``clip``."""
+    if variant not in ("llama", "clip"):
+        raise ValueError(f"configs/foundation.py has the variants llama and clip, not {variant!r}")
+    config = ConfigDict(
+        dict(
+            system={"llama": "language_model", "clip": "clip"}[variant],
+            variant="tiny",
+            seed=0,
+            weights={},
+            frozen_dtype="float32",
+            features="step",
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            preset="dp",
+            max_bad_steps=10,
+            stages=("pretrain",),
+        )
+    )
+    if variant == "llama":
+        config.model = config_to_dict(LanguageModelConfig.named("tiny"))
+        config.tokenizer = "words"
+        template = PlainText(answer_weight=8.0)
+        data = dict(source="easy-vqa-text", split="train", lengths=dict(target=64))
+        steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
+    else:
+        model = ContrastiveConfig.named("tiny")
+        config.model = config_to_dict(model)
+        config.tokenizer = "asset:tiny/llama"
+        template = CaptionPair(model.clip.text.vocab_size - 2, model.clip.text.vocab_size - 1)
+        lengths = dict(target=16, request=16)
+        data = dict(
+            source="easy-vqa-pairs",
+            split="train",
+            lengths=lengths,
+            image_size=model.clip.vision.image_size,
+        )
+        steps, batch_size, peak, decay = 900, 64, 1e-3, 0.1
+    config.pretrain = ConfigDict(
+        dict(
+            steps=steps,
+            batch_size=batch_size,
+            accumulation=1,
+            data=data,
+            template=to_json(template),
+            train=((".*", "train", 1.0),),
+            optimizer=dict(
+                learning_rate=peak, schedule="cosine", warmup_steps=100, b2=0.98, weight_decay=decay
+            ),
+            log_every=50,
+            eval_every=0,
+            eval_at_end=False,
+            eval={},
+            save_every=500,
+            keep_checkpoints=1,
+        )
+    )
+    return config

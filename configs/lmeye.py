@@ -1,0 +1,151 @@
+"""LMEye, first generation, in its two stages: align (a picture becomes one vector that the language
+model understands), then instruct (the language model asks the picture back). Everything pretrained
+stays frozen.
+
+tiny, the default: easy-VQA, two cores, about five minutes
+
+    python scripts/train.py --config configs/lmeye.py
+
+full size, with the paper's recipes (LMEye reference, section 3)
+
+    python scripts/train.py --config configs/lmeye.py:vicuna-7b \\
+        --config.weights.language=/models/vicuna-7b --config.tokenizer=/models/vicuna-7b \\
+        --config.weights.clip=/models/clip-vit-large-patch14 \\
+        --config.align.data.source=jsonl:captions.jsonl \\
+        --config.instruct.data.source=jsonl:instructions.jsonl
+"""
+
+from ml_collections import ConfigDict
+
+from mmjax.data.templates import LMEyeCaption, LMEyeQuestion, to_json
+from mmjax.systems.lmeye import LMEyeConfig
+from mmjax.systems.system import config_to_dict
+
+ALIGN = (("image_linear.*|image_embedding", "train", 1.0), (".*", "freeze", 1.0))
+INSTRUCT = (
+    ("(decomposition|request_linear|response_linear).*|slot_embedding", "train", 1.0),
+    *ALIGN,
+)
+INSTRUCT_PAPER = (
+    INSTRUCT[0],
+    (".*", "freeze", 1.0),
+)  # the released weights froze the picture's linear in stage 2
+# Of the questions; natural sampling would show mostly what the wording already gives away.
+BALANCED = {"colour": 0.15, "shape": 0.15, "plain yes": 0.175, "plain no": 0.175}
+BALANCED |= {"negated yes": 0.175, "negated no": 0.175}
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """``tiny`` (default), ``tiny-blind`` (its control), ``llama-7b``, ``llama-13b``, ``vicuna-7b``,
+    ``vicuna-13b``."""
+    blind = variant == "tiny-blind"
+    name = "tiny" if blind else variant
+    model = LMEyeConfig.named(name)
+    tiny = name == "tiny"
+    config = ConfigDict(
+        dict(
+            system="lmeye",
+            variant=name,
+            model=config_to_dict(model),
+            seed=0,
+            weights=dict(
+                language="asset:tiny/llama" if tiny else "", clip="asset:tiny/clip" if tiny else ""
+            ),
+            tokenizer="asset:tiny/llama" if tiny else "",
+            frozen_dtype="float32" if tiny else "bfloat16",
+            features="once" if tiny else "step",
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            preset="dp" if tiny else "fsdp",
+            max_bad_steps=10,
+            stages=("align", "instruct"),
+        )
+    )
+    # The tiny language model knows a picture's place by the words before it; the paper's has none.
+    words = dict(add_bos=True, before="Image: ") if tiny else {}
+    caption = to_json(LMEyeCaption(model.image_token, **words))
+    question = LMEyeQuestion(
+        model.image_token,
+        model.slot_token,
+        model.num_responses,
+        interaction="blind" if blind else "request",
+    )
+    unaided = LMEyeQuestion(
+        model.image_token, model.slot_token, model.num_responses, interaction="none"
+    )
+    question, unaided = to_json(question), to_json(unaided)
+    size = model.clip.vision.image_size
+    common = dict(log_every=20, eval_every=0, keep_checkpoints=2)
+    if tiny:
+        captions = dict(source="easy-vqa", split="train", options=dict(task="caption"))
+        questions = dict(source="easy-vqa", split="train", weights=BALANCED)
+        prompt = (
+            dict(prefix=4, request=1, target=19) if blind else dict(prefix=14, request=1, target=9)
+        )
+        ask = dict(source="easy-vqa", image_size=size, lengths=prompt)
+        ask_unaided = ask | dict(lengths=dict(prefix=14, target=4))
+        asking = dict(batch_size=256, max_new_tokens=2)
+        config.align = dict(
+            steps=250,
+            batch_size=64,
+            accumulation=1,
+            data=captions | dict(lengths=dict(target=18), image_size=size),
+            template=caption,
+            train=ALIGN,
+            optimizer=dict(
+                learning_rate=4e-3, schedule="cosine", warmup_steps=30, end_learning_rate=8e-5
+            ),
+            save_every=100,
+            eval_at_end=True,
+            eval=dict(data=ask_unaided | dict(split="dev"), template=unaided, **asking),
+            **common,
+        )
+        config.instruct = dict(
+            steps=600,
+            batch_size=64,
+            accumulation=1,
+            data=questions | dict(lengths=prompt, image_size=size),
+            template=question,
+            train=INSTRUCT,
+            optimizer=dict(
+                learning_rate=5e-3, schedule="cosine", warmup_steps=30, end_learning_rate=1e-4
+            ),
+            save_every=100,
+            eval_at_end=True,
+            eval=dict(data=ask | dict(split="dev"), template=question, **asking),
+            **common,
+        )
+        config.test = dict(data=ask | dict(split="test"), template=question, **asking)
+    else:
+        config.align = dict(
+            steps=15_000,
+            batch_size=192,
+            accumulation=2,
+            data=dict(source="", split="train", lengths=dict(target=50), image_size=size),
+            template=caption,
+            train=ALIGN,
+            optimizer=dict(learning_rate=1e-5, schedule="constant"),
+            save_every=2500,
+            eval_at_end=False,
+            eval={},
+            **common,
+        )
+        config.instruct = dict(
+            steps=250_000,
+            batch_size=16,
+            accumulation=16,
+            data=dict(
+                source="",
+                split="train",
+                lengths=dict(prefix=128, request=1, target=172),
+                image_size=size,
+            ),
+            template=question,
+            train=INSTRUCT_PAPER,
+            optimizer=dict(learning_rate=1e-4, schedule="linear"),
+            save_every=3000,
+            eval_at_end=False,
+            eval={},
+            **common,
+        )
+        config.test = {}
+    return config

@@ -1,0 +1,2 @@
+"""PyTorch and Hugging Face checkpoints <-> flat parameter dicts: one table for each network, read
+in both directions."""

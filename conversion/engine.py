@@ -1,0 +1,405 @@
+"""Tables at work: check a whole checkpoint, then move it tensor by tensor, in either direction.
+
+`plan` looks at names and shapes only and raises one `ConversionError` with every problem in it.
+`load` fills one leaf after the other (peak memory: a leaf and a tensor), `exported` gives the
+source's tensors back, as lazily. Training calls `load_weights` and nothing else.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from conversion.huggingface import NETWORKS, config_from_hf, config_to_hf, network_of
+from conversion.io import Entry, Source, read
+from conversion.ops import Shape, join_rows, split_rows
+from conversion.rules import Binding, Init, Rule, Slot, Table, segments
+from conversion.store import is_imported, read_imported
+from mmjax.nn.param import ParamSpec, init_params
+
+__all__ = [
+    "ConversionError",
+    "Plan",
+    "carry_out",
+    "config_from_hf",
+    "config_to_hf",
+    "export",
+    "exported",
+    "load",
+    "load_many",
+    "load_weights",
+    "locate",
+    "plan",
+    "together",
+]
+
+Put = Callable[[str, np.ndarray], object]
+"""``put(path, array)`` places a finished leaf (shards, disk) and returns what stands for it."""
+
+
+class ConversionError(ValueError):
+    """Everything in which a checkpoint and a model do not fit; ``problems`` has one line for
+    each."""
+
+    def __init__(self, name: str, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__(
+            f"{name}: {len(self.problems)} problems; another size, system, stage or version?\n  "
+            + "\n  ".join(self.problems)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One tensor's way: ``key`` of the source, through a binding, into ``slots`` (all of the
+    binding's, or the first ones where the source lacks rows that the table initialises)."""
+
+    key: str
+    binding: Binding
+    slots: tuple[Slot, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A checked conversion: what is read, what is left aside, what is initialised, and why."""
+
+    source: Source
+    specs: Mapping[str, ParamSpec]
+    steps: tuple[Step, ...]
+    ignored: Mapping[str, str]
+    initialised: Mapping[str, Init]
+    ties: tuple[tuple[str, str], ...]
+
+    def report(self, dtype=None) -> dict:
+        """Counts and reasons, JSON-able."""
+        changed = {}
+        for step in self.steps:
+            before = self.source.entries[step.key].dtype
+            if dtype is not None and before != np.dtype(dtype):
+                name = f"{before} -> {np.dtype(dtype)}"
+                changed[name] = changed.get(name, 0) + 1
+        return {
+            "source": self.source.name,
+            "tensors_read": len({step.key for step in self.steps}),
+            "leaves_filled": len({slot.path for step in self.steps for slot in step.slots}),
+            "parameters": sum(spec.size for spec in self.specs.values()),
+            "ignored": dict(self.ignored),
+            "initialised": {path: init.reason for path, init in self.initialised.items()},
+            "second_copies": {key: f"equal to {other}" for key, other in self.ties},
+            "dtype_changes": changed,
+            "notices": list(self.source.notices),
+        }
+
+
+def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=None) -> Plan:
+    """Decides what becomes of every source tensor and where every leaf of ``specs`` comes from.
+
+    Args:
+      dtype: what the leaves are wanted in; None = as in the source, then the layers of one leaf
+        must agree.
+
+    Raises:
+      ConversionError: all of: missing or doubly spelled source tensors, unconsumed ones, unfilled
+        leaves, shapes.
+    """
+    bindings = table.bind({path: spec.shape for path, spec in specs.items()})
+    problems, steps = [], []
+    for binding in bindings:
+        present = [key for key in binding.keys if key in source.entries]
+        targets = " + ".join(map(str, binding.slots))
+        if len(present) > 1:
+            problems.append(f"two spellings of one tensor: {' and '.join(present)} -> {targets}")
+        elif present:
+            slots = _fitting(table, binding, source.entries[present[0]].shape)
+            if isinstance(slots, str):
+                problems.append(f"shape: {present[0]} {slots}")
+            else:
+                steps.append(Step(present[0], binding, slots))
+        elif not all(table.initialised(slot.path) for slot in binding.slots):
+            wanted = " or ".join(binding.keys)
+            problems.append(f"missing from the source: {wanted} -> {targets}")
+    known = {key for binding in bindings for key in binding.keys}
+    ignored, ties = {}, []
+    for key in source.entries.keys() - known:
+        other = next((tie.equals for tie in table.ties if tie.source == key), None)
+        if reason := table.ignored(key):
+            ignored[key] = reason
+        elif other in source.entries:
+            ties.append((key, other))
+        else:
+            problems.append(
+                f"not consumed: {key} {source.entries[key].shape}: no rule or no place in the model"
+            )
+    filled = {slot.path for step in steps for slot in step.slots}
+    reached = {slot.path for binding in bindings for slot in binding.slots}
+    initialised = {}
+    for path in specs.keys() - filled:
+        if init := table.initialised(path):
+            initialised[path] = init
+        elif path not in reached:
+            problems.append(f"unfilled: {path} {specs[path].shape}; no rule leads to it")
+    if dtype is None:
+        problems += _mixed_dtypes(source, steps)
+    if problems:
+        raise ConversionError(source.name, sorted(problems))
+    return Plan(
+        source, specs, tuple(steps), dict(sorted(ignored.items())), initialised, tuple(sorted(ties))
+    )
+
+
+def _fitting(table: Table, binding: Binding, shape: Shape) -> tuple[Slot, ...] | str:
+    """The slots that a tensor of this shape fills, or what is wrong with the shape."""
+    rule = f"(rule {type(binding.op).__name__} -> {' + '.join(map(str, binding.slots))})"
+    try:
+        given = binding.op.forward_shape(shape)
+    except ValueError as error:
+        return f"{rule}: {error}"
+    first, *others = binding.slots
+    choices = [binding.slots]
+    if others and all(table.initialised(slot.path) for slot in others):
+        choices.append((first,))
+    for slots in choices:
+        if given == _joined_shape(slots):
+            return slots
+    wanted = " or ".join(str(binding.op.inverse_shape(_joined_shape(slots))) for slots in choices)
+    return f"is {shape}, the model wants {wanted} {rule}"
+
+
+def _joined_shape(slots: Sequence[Slot]) -> Shape:
+    if len(slots) == 1:
+        return slots[0].shape
+    return (sum(slot.shape[0] for slot in slots), *slots[0].shape[1:])
+
+
+def _mixed_dtypes(source: Source, steps: Iterable[Step]) -> Iterator[str]:
+    seen: dict[str, set[str]] = {}
+    for step in steps:
+        for slot in step.slots:
+            seen.setdefault(slot.path, set()).add(str(source.entries[step.key].dtype))
+    for path, names in seen.items():
+        if len(names) > 1:
+            kinds = ", ".join(sorted(names))
+            yield f"dtypes: the layers of {path} are {kinds} in the source; choose one dtype"
+
+
+def load(
+    table: Table,
+    source: Source,
+    specs: Mapping[str, ParamSpec],
+    *,
+    dtype=None,
+    put: Put | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray | jax.Array]:
+    """Reads a checkpoint into a flat dict with exactly the paths of ``specs``.
+
+    Args:
+      dtype: None = as in the source.
+      put: see `Put`; None = keep the numpy arrays.
+      seed: of the leaves that are initialised as the model declares them.
+
+    Raises:
+      ConversionError: see `plan`; also second copies that differ, and numbers too large for
+        ``dtype``.
+    """
+    return carry_out(plan(table, source, specs, dtype=dtype), dtype=dtype, put=put, seed=seed)
+
+
+def load_many(
+    parts: Sequence[tuple[Table, Source]],
+    specs: Mapping[str, ParamSpec],
+    *,
+    dtype=None,
+    put: Put | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray | jax.Array]:
+    """`load` for several checkpoints that fill one model together; each table leads to its part's
+    paths."""
+    return load(*together(parts), specs, dtype=dtype, put=put, seed=seed)
+
+
+def together(parts: Sequence[tuple[Table, Source]]) -> tuple[Table, Source]:
+    """Several tables and their sources as one; keys become ``<source's name>:<key>``."""
+    table = Table()
+    entries, files, notices = {}, (), ()
+    for part, source in parts:
+        prefix = f"{source.name}:"
+        table += part.under(source_prefix=prefix)
+        entries |= source.under(prefix).entries
+        files += source.files
+        notices += tuple(f"{source.name}: {notice}" for notice in source.notices)
+    return table, Source(" + ".join(source.name for _, source in parts), entries, files, notices)
+
+
+def carry_out(
+    plan: Plan, *, dtype=None, put: Put | None = None, seed: int = 0
+) -> dict[str, np.ndarray | jax.Array]:
+    """Does what `plan` decided; arguments and result as in `load`."""
+    put = put or (lambda path, array: array)
+    for key, other in plan.ties:
+        if not np.array_equal(plan.source.entries[key].load(), plan.source.entries[other].load()):
+            raise ConversionError(
+                plan.source.name, [f"{key} differs from {other}, but the model ties the two"]
+            )
+    done, open_leaves = {}, {}
+    left = {}
+    for step in plan.steps:
+        for slot in step.slots:
+            left[slot.path] = left.get(slot.path, 0) + 1
+    for step in plan.steps:
+        entry = plan.source.entries[step.key]
+        whole = step.binding.op.forward(entry.load())
+        pieces = [whole]
+        if len(step.slots) > 1:
+            pieces = split_rows(whole, [slot.shape[0] for slot in step.slots])
+        for slot, piece in zip(step.slots, pieces, strict=True):
+            if slot.path not in open_leaves:
+                shape = plan.specs[slot.path].shape
+                open_leaves[slot.path] = np.empty(shape, np.dtype(dtype or entry.dtype))
+            _fill(open_leaves[slot.path], slot, piece, f"{plan.source.name}: {step.key}")
+            left[slot.path] -= 1
+            if not left[slot.path]:
+                done[slot.path] = put(slot.path, open_leaves.pop(slot.path))
+    for path, init in plan.initialised.items():
+        done[path] = put(path, _initial(path, plan.specs[path], init, dtype, seed))
+    return dict(sorted(done.items()))
+
+
+def _fill(leaf: np.ndarray, slot: Slot, piece: np.ndarray, name: str) -> None:
+    target = leaf[...] if slot.row is None else leaf[slot.row : slot.row + 1]
+    with np.errstate(over="ignore"):
+        target[...] = piece
+    narrowed = target.dtype.itemsize < piece.dtype.itemsize or target.dtype == np.float16
+    if (
+        narrowed
+        and target.dtype != piece.dtype
+        and not np.isfinite(target).all()
+        and np.isfinite(piece).all()
+    ):
+        raise ConversionError(
+            name,
+            [
+                f"numbers too large for {target.dtype} in {slot}; "
+                f"keep {piece.dtype} or take bfloat16"
+            ],
+        )
+
+
+def _initial(path: str, spec: ParamSpec, init: Init, dtype, seed: int) -> np.ndarray:
+    dtype = np.dtype(dtype or spec.dtype)
+    if init.zeros:
+        return np.zeros(spec.shape, dtype)
+    return np.asarray(init_params({path: spec}, seed)[path]).astype(dtype)
+
+
+def load_weights(
+    parts: Mapping[str, str | Path],
+    specs: Mapping[str, ParamSpec],
+    *,
+    dtype=None,
+    put: Put | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray | jax.Array]:
+    """Pretrained weights for parts of a model: what training starts from.
+
+    Args:
+      parts: a module's path (``language``, ``clip``; "" = all of the model) -> a Hugging Face
+        folder, an imported checkpoint, or ``asset:<folder below mmjax/assets>``.
+      specs: of the whole model.
+      dtype, put, seed: as in `load`.
+
+    Returns:
+      Every parameter below the paths in ``parts``, no others.
+
+    Raises:
+      SourceError: something is no checkpoint.
+      ConversionError: the checkpoints do not fit; all problems of all parts at once.
+    """
+    chosen, wanted = [], {}
+    for module, where in parts.items():
+        prefix = f"{module}." if module else ""
+        below = {path: spec for path, spec in specs.items() if path.startswith(prefix)}
+        if not below:
+            raise ConversionError(str(where), [f"the model has no parameters below {module!r}"])
+        table, source = _weights(locate(where), module, below)
+        chosen.append((table, dataclasses.replace(source, name=f"{module or 'all'} from {where}")))
+        wanted |= below
+    return load_many(chosen, wanted, dtype=dtype, put=put, seed=seed)
+
+
+def locate(where: str | Path) -> Path:
+    """The folder that ``where`` means: a path, or ``asset:<folder below mmjax/assets>``."""
+    name = str(where)
+    if name.startswith("asset:"):
+        return Path(str(resources.files("mmjax"))) / "assets" / name.removeprefix("asset:")
+    return Path(where)
+
+
+def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple[Table, Source]:
+    """Opens one part; the table leads to the model's paths."""
+    prefix = f"{module}." if module else ""
+    if not is_imported(folder):
+        source = read(folder)
+        network = network_of(source.config, folder)
+        return NETWORKS[network].table.under(path_prefix=prefix), source
+    source = read_imported(folder)
+    if (system := source.config["system"]) in NETWORKS:
+        source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init
+    else:
+        entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
+        source, init = dataclasses.replace(source, entries=entries), ()
+    shapes = {path: spec.shape for path, spec in below.items()}
+    return Table(
+        rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in source.entries), init=init
+    ), source
+
+
+def exported(
+    table: Table, params: Mapping[str, np.ndarray | jax.Array], *, dtype=None
+) -> dict[str, Entry]:
+    """The source's tensors, lazily: the table read backwards; each key in its first spelling.
+
+    Raises:
+      ConversionError: a parameter that no rule leads to.
+    """
+    shapes = {path: tuple(value.shape) for path, value in params.items()}
+    bindings = table.bind(shapes)
+    reached = {slot.path for binding in bindings for slot in binding.slots}
+    if lost := sorted(params.keys() - reached):
+        raise ConversionError("export", [f"no rule for {path} {shapes[path]}" for path in lost])
+    entries = {}
+    for binding in bindings:
+        shape = binding.op.inverse_shape(_joined_shape(binding.slots))
+        kind = np.dtype(dtype or params[binding.slots[0].path].dtype)
+        entries[binding.keys[0]] = Entry(
+            shape, kind, lambda b=binding, k=kind: _unfill(b, params, k)
+        )
+    return entries
+
+
+def _unfill(
+    binding: Binding, params: Mapping[str, np.ndarray | jax.Array], dtype: np.dtype
+) -> np.ndarray:
+    pieces = [
+        np.asarray(params[slot.path] if slot.row is None else params[slot.path][slot.row])
+        for slot in binding.slots
+    ]
+    before = binding.op.inverse(join_rows(pieces))
+    with np.errstate(over="ignore"):
+        after = before.astype(dtype, copy=False)
+    if after is not before and not np.isfinite(after).all() and np.isfinite(before).all():
+        raise ConversionError(
+            binding.keys[0], [f"numbers too large for {dtype}; keep {before.dtype}"]
+        )
+    return after
+
+
+def export(
+    table: Table, params: Mapping[str, np.ndarray | jax.Array], *, dtype=None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(key, array) of every tensor of `exported`, one in memory at a time."""
+    for key, entry in exported(table, params, dtype=dtype).items():
+        yield key, entry.load()

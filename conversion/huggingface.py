@@ -1,0 +1,206 @@
+"""Hugging Face ``config.json`` <-> our configs, for the networks that have a table.
+
+Read as JSON, by transformers' names of versions 4 and 5. What our networks do not do is refused,
+never dropped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flax import nnx
+
+from conversion.io import SourceError, read_json
+from conversion.rules import Table
+from conversion.tables.clip import CLIP
+from conversion.tables.llama import LLAMA
+from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.llama import Llama, LlamaConfig
+
+LEGACY_EOS = 2  # in a CLIP text config: "the end is the largest id", whatever the vocabulary
+
+_LLAMA = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "embed_dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "num_heads": "num_attention_heads",
+}
+_TOWER = {
+    "num_layers": "num_hidden_layers",
+    "embed_dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "activation": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+}
+_VISION = {"image_size": "image_size", "patch_size": "patch_size", **_TOWER}
+_TEXT = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings", **_TOWER}
+# What transformers assumes where a CLIP config.json is silent; it leaves these values out.
+_TOWER_DEFAULTS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_VISION_DEFAULTS = _TOWER_DEFAULTS | {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+_TEXT_DEFAULTS = _TOWER_DEFAULTS | {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+_ACTIVATIONS = ("quick_gelu", "gelu")
+
+
+def llama_from_hf(values: Mapping) -> LlamaConfig:
+    """Raises SourceError for scaled rotary positions, biases, other activations, missing sizes."""
+    problems = [f"{name} is missing" for name in _LLAMA.values() if name not in values]
+    if values.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act is {values['hidden_act']!r}, only silu is known")
+    problems += [
+        f"{name} is on, this LLaMA has none"
+        for name in ("attention_bias", "mlp_bias")
+        if values.get(name)
+    ]
+    rope = values.get("rope_parameters") or {}
+    for name, scaling in (("rope_scaling", values.get("rope_scaling")), ("rope_parameters", rope)):
+        kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+        if kind != "default":
+            problems.append(f"{name} is of type {kind!r}, only plain rotary positions are known")
+    _refuse("llama", problems)
+    head_dim = values.get("head_dim")
+    usual = values["hidden_size"] // values["num_attention_heads"]
+    kv_heads = values.get("num_key_value_heads")
+    return LlamaConfig(
+        **{ours: values[theirs] for ours, theirs in _LLAMA.items()},
+        num_kv_heads=None if kv_heads == values["num_attention_heads"] else kv_heads,
+        head_dim=None if head_dim == usual else head_dim,
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+        tied_head=values.get("tie_word_embeddings", False),
+    )
+
+
+def llama_to_hf(config: LlamaConfig) -> dict:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: getattr(config, ours) for ours, theirs in _LLAMA.items()},
+        "num_key_value_heads": config.num_kv_heads or config.num_heads,
+        "head_dim": config.head_dim or config.embed_dim // config.num_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_base,  # read by transformers 4; 5 reads the next line
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "tie_word_embeddings": config.tied_head,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
+def clip_from_hf(values: Mapping) -> ClipConfig:
+    """Raises SourceError for unknown activations and pictures without three channels."""
+    # Old files hold the sizes twice; then the second copy counts, as in transformers.
+    vision, text = (
+        defaults | (values.get(name) or {}) | (values.get(f"{name}_dict") or {})
+        for name, defaults in (("vision_config", _VISION_DEFAULTS), ("text_config", _TEXT_DEFAULTS))
+    )
+    problems = [
+        f"{name}.hidden_act is {tower['hidden_act']!r}, known are {', '.join(_ACTIVATIONS)}"
+        for name, tower in (("vision_config", vision), ("text_config", text))
+        if tower["hidden_act"] not in _ACTIVATIONS
+    ]
+    if vision.get("num_channels", 3) != 3:
+        problems.append(f"vision_config.num_channels is {vision['num_channels']}, only 3 are known")
+    _refuse("clip", problems)
+    eos = text["eos_token_id"]
+    return ClipConfig(
+        vision=ClipVisionConfig(**{ours: vision[theirs] for ours, theirs in _VISION.items()}),
+        text=ClipTextConfig(
+            **{ours: text[theirs] for ours, theirs in _TEXT.items()},
+            eos_token=None if eos == LEGACY_EOS else eos,
+        ),
+        projection_dim=values.get("projection_dim", 512),
+    )
+
+
+def clip_to_hf(config: ClipConfig) -> dict:
+    eos = LEGACY_EOS if config.text.eos_token is None else config.text.eos_token
+    vision = {theirs: getattr(config.vision, ours) for ours, theirs in _VISION.items()}
+    text = {theirs: getattr(config.text, ours) for ours, theirs in _TEXT.items()}
+    projection = {"projection_dim": config.projection_dim}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        **projection,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "num_channels": 3,
+            **vision,
+            **projection,
+        },
+        "text_config": {"model_type": "clip_text_model", "eos_token_id": eos, **text, **projection},
+    }
+
+
+def _refuse(network: str, problems: list[str]) -> None:
+    if problems:
+        raise SourceError(
+            f"config.json of a {network} that cannot be imported: {'; '.join(problems)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network that Hugging Face folders hold."""
+
+    table: Table
+    model: type[nnx.Module]
+    config: type
+    from_hf: Callable[[Mapping], LlamaConfig | ClipConfig]
+    to_hf: Callable[[LlamaConfig | ClipConfig], dict]
+
+
+NETWORKS = {
+    "llama": Network(LLAMA, Llama, LlamaConfig, llama_from_hf, llama_to_hf),
+    "clip": Network(CLIP, Clip, ClipConfig, clip_from_hf, clip_to_hf),
+}
+
+
+def network_of(values: Mapping | None, where: str | Path) -> str:
+    """The name in `NETWORKS` of what a ``config.json`` describes.
+
+    Raises:
+      SourceError: no config, or one of another model.
+    """
+    if values is None:
+        raise SourceError(
+            f"{where}: no config.json beside the weights, so it is not known what they are"
+        )
+    if values.get("model_type") not in NETWORKS:
+        raise SourceError(
+            f"{where}: config.json says model_type {values.get('model_type')!r}; "
+            f"there are tables for {', '.join(NETWORKS)}"
+        )
+    return values["model_type"]
+
+
+def config_from_hf(folder: str | Path) -> LlamaConfig | ClipConfig:
+    """The config of the network in a Hugging Face folder.
+
+    Raises:
+      SourceError: no config.json, another model, or something that our network does not do.
+    """
+    path = Path(folder) / "config.json"
+    values = read_json(path) if path.exists() else None
+    return NETWORKS[network_of(values, folder)].from_hf(values)
+
+
+def config_to_hf(config: LlamaConfig | ClipConfig) -> dict:
+    """What goes into ``config.json``."""
+    network = next(network for network in NETWORKS.values() if isinstance(config, network.config))
+    return network.to_hf(config)

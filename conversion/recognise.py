@@ -1,0 +1,213 @@
+"""What a checkpoint is, told by its keys and shapes alone, at any dims.
+
+A `Kind` is a table with a way to infer a model of the same shapes. Numbers of heads do not show in
+shapes: the inferred configs are for checking shapes, not for running.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from flax import nnx
+
+from conversion.engine import ConversionError, Plan, plan
+from conversion.io import Source
+from conversion.ops import Shape
+from conversion.rules import Table
+from conversion.tables import lmeye
+from conversion.tables.clip import CLIP, VISION
+from conversion.tables.llama import LLAMA
+from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.llama import Llama, LlamaConfig
+from mmjax.nn.param import specs
+from mmjax.systems.lmeye import LMEye, LMEyeConfig
+
+Shapes = Mapping[str, Shape]
+
+
+class UnknownSizes(ValueError):
+    """The shapes do not say how large the model is: a tensor that tells it is missing or of another
+    rank."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of checkpoint. ``infer`` raises UnknownSizes."""
+
+    name: str
+    table: Table
+    model: type[nnx.Module]
+    infer: Callable[[Shapes], object]
+
+    def num_consumed(self, source: Source) -> int:
+        """How many keys some rule reads or the table ignores by name."""
+        return sum(
+            self.table.reads(key) or self.table.ignored(key) is not None for key in source.entries
+        )
+
+    def check(self, source: Source) -> tuple[object, Plan]:
+        """(inferred config, plan). Raises UnknownSizes, or ConversionError with everything that
+        does not fit."""
+        config = self.infer(source.shapes)
+        wanted = {
+            path: spec for path, spec in specs(self.model(config)).items() if self.table.fills(path)
+        }
+        return config, plan(self.table, source, wanted)
+
+
+def _shape(shapes: Shapes, rank: int, *keys: str) -> Shape:
+    for key in keys:
+        if key in shapes:
+            if len(shapes[key]) != rank or 0 in shapes[key]:
+                raise UnknownSizes(f"{key} should have {rank} dimensions, it is {shapes[key]}")
+            return shapes[key]
+    raise UnknownSizes(f"{' or '.join(keys)} is missing")
+
+
+def _num_layers(shapes: Shapes, prefix: str) -> int:
+    numbers = [int(m[1]) for key in shapes if (m := re.match(re.escape(prefix) + r"(\d+)\.", key))]
+    if not numbers:
+        raise UnknownSizes(f"no {prefix}0.")
+    return max(numbers) + 1
+
+
+def llama_sizes(shapes: Shapes) -> LlamaConfig:
+    layer = "model.layers.0."
+    vocab_size, embed_dim = _shape(shapes, 2, "model.embed_tokens.weight")
+    q = _shape(shapes, 2, f"{layer}self_attn.q_proj.weight")[0]
+    kv = _shape(shapes, 2, f"{layer}self_attn.k_proj.weight")[0]
+    head_dim = math.gcd(q, kv)
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        num_layers=_num_layers(shapes, "model.layers."),
+        embed_dim=embed_dim,
+        mlp_dim=_shape(shapes, 2, f"{layer}mlp.gate_proj.weight")[0],
+        num_heads=q // head_dim,
+        num_kv_heads=kv // head_dim,
+        head_dim=head_dim,
+        tied_head="lm_head.weight" not in shapes,
+    )
+
+
+def clip_vision_sizes(shapes: Shapes) -> ClipVisionConfig:
+    d, _, patch, _ = _shape(shapes, 4, "vision_model.embeddings.patch_embedding.weight")
+    positions = _shape(shapes, 2, "vision_model.embeddings.position_embedding.weight")[0]
+    return ClipVisionConfig(
+        image_size=patch * math.isqrt(positions - 1),
+        patch_size=patch,
+        num_layers=_num_layers(shapes, "vision_model.encoder.layers."),
+        embed_dim=d,
+        mlp_dim=_shape(shapes, 2, "vision_model.encoder.layers.0.mlp.fc1.weight")[0],
+        num_heads=1,
+    )
+
+
+def clip_sizes(shapes: Shapes) -> ClipConfig:
+    vocab_size, d = _shape(shapes, 2, "text_model.embeddings.token_embedding.weight")
+    text = ClipTextConfig(
+        vocab_size=vocab_size,
+        max_positions=_shape(shapes, 2, "text_model.embeddings.position_embedding.weight")[0],
+        num_layers=_num_layers(shapes, "text_model.encoder.layers."),
+        embed_dim=d,
+        mlp_dim=_shape(shapes, 2, "text_model.encoder.layers.0.mlp.fc1.weight")[0],
+        num_heads=1,
+    )
+    projection_dim = _shape(shapes, 2, "visual_projection.weight")[0]
+    return ClipConfig(vision=clip_vision_sizes(shapes), text=text, projection_dim=projection_dim)
+
+
+def _clip_around(
+    *, vision: ClipVisionConfig | None = None, text_dim: int = 1, projection_dim: int
+) -> ClipConfig:
+    """A CLIP of which only some sizes matter."""
+    small = {"num_layers": 1, "mlp_dim": 1, "num_heads": 1}
+    return ClipConfig(
+        vision=vision or ClipVisionConfig(image_size=1, patch_size=1, embed_dim=1, **small),
+        text=ClipTextConfig(vocab_size=2, max_positions=1, embed_dim=text_dim, **small),
+        projection_dim=projection_dim,
+    )
+
+
+def clip_picture_half_sizes(shapes: Shapes) -> ClipConfig:
+    projection_dim = _shape(shapes, 2, "visual_projection.weight")[0]
+    return _clip_around(vision=clip_vision_sizes(shapes), projection_dim=projection_dim)
+
+
+def lmeye_stage1_sizes(shapes: Shapes) -> LMEyeConfig:
+    d, joint = _shape(shapes, 2, "imageLinear.weight", "imgLinear.weight")
+    return LMEyeConfig(language=_llama_around(d), clip=_clip_around(projection_dim=joint))
+
+
+def lmeye_net_sizes(shapes: Shapes) -> LMEyeConfig:
+    d, joint = _shape(shapes, 2, "imgLinear.weight", "imageLinear.weight")
+    text_dim = _shape(shapes, 2, "llm2clip.weight")[0]
+    return LMEyeConfig(
+        language=_llama_around(d),
+        clip=_clip_around(text_dim=text_dim, projection_dim=joint),
+        num_prompts=_shape(shapes, 2, "promptMlp.weight")[0] // text_dim,
+        num_responses=_shape(shapes, 2, "imgdLinear.weight")[0] // d,
+    )
+
+
+def _llama_around(embed_dim: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=1, num_layers=1, embed_dim=embed_dim, mlp_dim=1, num_heads=1, added_rows=2
+    )
+
+
+def lmeye_full_sizes(shapes: Shapes) -> LMEyeConfig:
+    def below(prefix: str) -> Shapes:
+        return {
+            key.removeprefix(prefix): shape
+            for key, shape in shapes.items()
+            if key.startswith(prefix)
+        }
+
+    return dataclasses.replace(
+        lmeye_net_sizes(shapes),
+        language=llama_sizes(below("llm.")),
+        clip=clip_sizes(below("clip.")),
+    )
+
+
+LMEYE_NET = Kind("lmeye stage 2 net", lmeye.NET, LMEye, lmeye_net_sizes)
+LMEYE_STAGE1 = Kind("lmeye stage 1 net", lmeye.NET_STAGE1, LMEye, lmeye_stage1_sizes)
+LMEYE_FULL = Kind("lmeye whole model", lmeye.FULL, LMEye, lmeye_full_sizes)
+KINDS = (
+    Kind("llama", LLAMA, Llama, llama_sizes),
+    Kind("clip", CLIP, Clip, clip_sizes),
+    Kind("clip picture half", VISION, Clip, clip_picture_half_sizes),
+    LMEYE_NET,
+    LMEYE_STAGE1,
+    LMEYE_FULL,
+)
+
+
+def recognise(source: Source) -> tuple[Kind, object, Plan]:
+    """(kind, inferred config, plan) of the one table that consumes exactly these keys and shapes.
+
+    Raises:
+      ConversionError: none does; the problems are those of the table that comes closest.
+    """
+    if not source.entries:
+        raise ConversionError(source.name, ["there are no tensors in it"])
+    ranked = sorted(KINDS, key=lambda kind: (-kind.num_consumed(source), len(kind.table.rules)))
+    closest: ConversionError | None = None
+    for kind in (kind for kind in ranked if kind.num_consumed(source)):
+        try:
+            return kind, *kind.check(source)
+        except UnknownSizes as error:
+            problems = [
+                f"({kind.num_consumed(source)} of its {len(source.entries)} keys known) {error}"
+            ]
+        except ConversionError as error:
+            problems = error.problems
+        problems = [f"as {kind.name}: {problem}" for problem in problems]
+        closest = closest or ConversionError(source.name, problems)
+    if closest is None:
+        known = "; ".join(kind.name for kind in KINDS)
+        raise ConversionError(
+            source.name, [f"no table knows any of its {len(source.entries)} keys; tables: {known}"]
+        )
+    raise closest

@@ -1,0 +1,70 @@
+"""A training run's directory as a checkpoint that `export` and `inspect` read.
+
+A run keeps what it trained, stage by stage; frozen weights stay where they came from (``weights``
+in its config.json).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from conversion.engine import load_weights
+from conversion.io import Entry, Source, SourceError
+from mmjax.nn.param import specs
+from mmjax.systems.registry import make_system
+from mmjax.train.checkpoint import read_trainable
+
+# Foundations are networks on their own: (system of the run) -> (network, where it is in the run's
+# model)
+FOUNDATIONS = {"language_model": ("llama", "language"), "clip": ("clip", "clip")}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` looks like a run directory."""
+    config = folder / "config.json"
+    return (
+        (folder / "checkpoints").is_dir()
+        and config.is_file()
+        and "stages" in json.loads(config.read_text())
+    )
+
+
+def read_run(folder: str | Path) -> Source:
+    """The model of a run as it stands after its last stage; keys are our paths.
+
+    ``config`` has ``system``, ``variant`` and ``model`` as an imported checkpoint's, and
+    ``tokenizer``, a folder.
+
+    Raises:
+      SourceError: the run has not finished its last stage.
+    """
+    folder = Path(folder).absolute()
+    config = json.loads((folder / "config.json").read_text())
+    wanted = specs(make_system(config["system"], config["model"]))
+    arrays: dict[str, np.ndarray] = {}
+    for stage in config["stages"]:
+        directory = folder / "checkpoints" / stage
+        if not directory.is_dir():
+            raise SourceError(
+                f"{folder}: stage {stage!r} of the run has no checkpoint yet; "
+                "finish the training first"
+            )
+        trained, meta = read_trainable(str(directory))
+        if meta["step"] != config[stage]["steps"]:
+            raise SourceError(
+                f"{folder}: stage {stage!r} is at step {meta['step']} of {config[stage]['steps']}; "
+                "finish the training first"
+            )
+        arrays |= trained
+    if frozen := {part: where for part, where in config["weights"].items() if where}:
+        arrays = load_weights(frozen, wanted) | arrays
+    header = {"variant": config["variant"], "tokenizer": str(folder / "tokenizer")}
+    if config["system"] in FOUNDATIONS:
+        network, part = FOUNDATIONS[config["system"]]
+        arrays = {path.removeprefix(f"{part}."): x for path, x in arrays.items()}
+        header |= {"system": network, "model": config["model"][part]}
+    else:
+        header |= {"system": config["system"], "model": config["model"]}
+    entries = {path: Entry(x.shape, x.dtype, lambda x=x: x) for path, x in arrays.items()}
+    return Source(str(folder), entries, (folder,), config=header)

@@ -1,0 +1,65 @@
+"""CLIP as transformers' `CLIPModel` names it. `VISION` is its picture half, which some systems
+publish alone."""
+
+from conversion.ops import Conv, Transpose
+from conversion.rules import Ignore, Rule, Table
+
+
+def _linear(source: str, path: str, *, bias: bool = True) -> tuple[Rule, ...]:
+    kernel = Rule(f"{source}.weight", f"{path}.kernel", Transpose())
+    return (kernel, Rule(f"{source}.bias", f"{path}.bias")) if bias else (kernel,)
+
+
+def _norm(source: str, path: str) -> tuple[Rule, ...]:
+    return Rule(f"{source}.weight", f"{path}.scale"), Rule(f"{source}.bias", f"{path}.bias")
+
+
+_BLOCK = Table(
+    rules=(
+        *_norm("layer_norm1", "attention_norm"),
+        *_linear("self_attn.q_proj", "attention.q"),
+        *_linear("self_attn.k_proj", "attention.k"),
+        *_linear("self_attn.v_proj", "attention.v"),
+        *_linear("self_attn.out_proj", "attention.o"),
+        *_norm("layer_norm2", "mlp_norm"),
+        *_linear("mlp.fc1", "mlp.up"),
+        *_linear("mlp.fc2", "mlp.down"),
+    )
+)
+
+_POSITION_IDS = (Ignore(r"embeddings\.position_ids", "a buffer: 0, 1, 2, ..."),)
+
+_VISION_MODEL = Table(
+    rules=(
+        Rule("embeddings.patch_embedding.weight", "patch.kernel", Conv()),
+        Rule("embeddings.class_embedding", "class_embedding"),
+        Rule("embeddings.position_embedding.weight", "position"),
+        *_norm("pre_layrnorm", "pre_norm"),  # the misspelling is the original's
+        *_norm("post_layernorm", "post_norm"),
+    ),
+    ignore=_POSITION_IDS,
+) + _BLOCK.under(source_prefix="encoder.layers.{layer}.", path_prefix="layers.")
+
+_TEXT_MODEL = Table(
+    rules=(
+        Rule("embeddings.token_embedding.weight", "embedding.table"),
+        Rule("embeddings.position_embedding.weight", "position"),
+        *_norm("final_layer_norm", "norm"),
+    ),
+    ignore=_POSITION_IDS,
+) + _BLOCK.under(source_prefix="encoder.layers.{layer}.", path_prefix="layers.")
+
+VISION = _VISION_MODEL.under(source_prefix="vision_model.", path_prefix="vision.") + Table(
+    rules=_linear("visual_projection", "visual_projection", bias=False)
+)
+
+CLIP = (
+    VISION
+    + _TEXT_MODEL.under(source_prefix="text_model.", path_prefix="text.")
+    + Table(
+        rules=(
+            *_linear("text_projection", "text_projection", bias=False),
+            Rule("logit_scale", "logit_scale"),
+        )
+    )
+)

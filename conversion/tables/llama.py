@@ -1,0 +1,39 @@
+"""LLaMA as transformers' `LlamaForCausalLM` names it: LLaMA, Vicuna and what has their shape."""
+
+from conversion.ops import Transpose
+from conversion.rules import Ignore, Init, Rule, Table, Tie
+
+_LAYER = "model.layers.{layer}"
+
+LLAMA = Table(
+    rules=(
+        Rule("model.embed_tokens.weight", ("embedding.table", "embedding.added")),
+        Rule(f"{_LAYER}.input_layernorm.weight", "layers.attention_norm.scale"),
+        Rule(f"{_LAYER}.self_attn.q_proj.weight", "layers.attention.q.kernel", Transpose()),
+        Rule(f"{_LAYER}.self_attn.k_proj.weight", "layers.attention.k.kernel", Transpose()),
+        Rule(f"{_LAYER}.self_attn.v_proj.weight", "layers.attention.v.kernel", Transpose()),
+        Rule(f"{_LAYER}.self_attn.o_proj.weight", "layers.attention.o.kernel", Transpose()),
+        Rule(f"{_LAYER}.post_attention_layernorm.weight", "layers.mlp_norm.scale"),
+        Rule(f"{_LAYER}.mlp.gate_proj.weight", "layers.mlp.gate.kernel", Transpose()),
+        Rule(f"{_LAYER}.mlp.up_proj.weight", "layers.mlp.up.kernel", Transpose()),
+        Rule(f"{_LAYER}.mlp.down_proj.weight", "layers.mlp.down.kernel", Transpose()),
+        Rule("model.norm.weight", "norm.scale"),
+        Rule("lm_head.weight", "head.kernel", Transpose()),
+    ),
+    ignore=(
+        Ignore(
+            r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+            "a buffer: follows from the head's width",
+        ),
+        Ignore(r"model\.rotary_emb\.inv_freq", "a buffer: follows from the head's width"),
+    ),
+    init=(
+        Init(
+            r"embedding\.added",
+            "rows of tokens that the system adds: the originals draw them at random and do not "
+            "save them (LMEye reference, Q4), zeros here",
+            zeros=True,
+        ),
+    ),
+    ties=(Tie("lm_head.weight", equals="model.embed_tokens.weight"),),
+)

@@ -1,0 +1,1 @@
+"""mmjax: the 2023 multimodal LLMs on JAX."""

@@ -1,0 +1,79 @@
+"""The contract between data, systems and generation: what one batch is.
+
+Letters: ``b`` rows, ``t`` tokens, ``f`` pictures and video frames of a row, ``r`` rows of a slot
+  table, ``d`` width.
+Arrays are numpy on the way out of the pipeline and jax arrays inside a step.
+
+A slot is a position whose embedding a system fills in. ``slots[name][b, t]`` is -1, or the row of
+the table ``[b r d]``
+of that name which belongs there: ``media``, ``request``, ``response``, ``guidance``.
+
+    target only       one-pass systems, and the alignment stage of LMEye
+    prefix + target   the same, with the prompt apart (generation)
+    prefix, request   two passes: both continue the prefix, so the second starts from the first
+         and target   one's keys and values
+                          prefix (left-padded)       request (right-padded)
+                      .. .. Image: <img> What ..  |  <request>
+                                                  |  <response> x K Answer: a circle </s> .. ..
+                                                     target (right-padded)
+    request + target  no prefix: two texts that need share nothing (the original LMEye's training
+    layout)
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """A padded batch of token rows.
+
+    Attributes:
+      tokens: i32[b t].
+      positions: i32[b t], for rotary and learned positions; those of a continuation go on where the
+        prefix ended.
+      segments: i32[b t]; 0 = padding, never attended. Several segments in a row = packing (one-pass
+        systems only).
+      targets: i32[b t], the token that position t must predict (already shifted).
+      weights: f32[b t], weight of that prediction in the loss; 0 where nothing is to be predicted.
+      slots: name -> i32[b t], see above.
+    """
+
+    tokens: Array
+    positions: Array
+    segments: Array
+    targets: Array
+    weights: Array
+    slots: dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch, static shapes.
+
+    Attributes:
+      row_id: i64[b] (i32 on devices without x64): position in the data order; names the sample,
+        seeds its dropout.
+      target: what is predicted.
+      prefix: what comes before request and target, left-padded, or None.
+      request: what the first of two passes reads after the prefix, or None.
+      frames: uint8[b f H W 3] pictures and video frames, or None.
+      frame_item: i32[b f], the media item that a frame belongs to; -1 pads.
+      frame_time: i32[b f], the frame's number in its video; -1 for a still picture.
+      features: the frozen tower's output [b f ...] in place of ``frames``, or None.
+    """
+
+    row_id: Array
+    target: Sequence
+    prefix: Sequence | None = None
+    request: Sequence | None = None
+    frames: Array | None = None
+    frame_item: Array | None = None
+    frame_time: Array | None = None
+    features: Array | None = None

@@ -1,0 +1,77 @@
+"""A record as every source gives it and every template takes it: turns of typed parts.
+
+A part is text or a picture, never text with placeholders in it: a user may write ``<img>`` or
+``</s>`` and it stays what it is, text.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """A picture.
+
+    Attributes:
+      key: names the picture uniquely within the project's data; stored features are looked up by
+        it.
+      data: the file, or its encoded bytes.
+      mirrored: to be flipped left to right after decoding. A mirrored picture needs a key of its
+        own.
+    """
+
+    key: str
+    data: Path | bytes
+    mirrored: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    role: Literal["user", "assistant"]
+    parts: tuple[Text | Media, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One record: a dialogue and what is known about it.
+
+    Attributes:
+      id: for people, in error messages and reports.
+      turns: in order.
+      info: facts for sampling and scoring, such as ``kind``, ``question`` and ``answer``.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    info: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """All pictures, in reading order."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Media))
+
+    def text(self, role: Literal["user", "assistant"]) -> str:
+        """The texts of all turns of ``role``, joined as they are."""
+        parts = [part for turn in self.turns if turn.role == role for part in turn.parts]
+        return "".join(part.text for part in parts if isinstance(part, Text))
+
+
+class BadSample(Exception):
+    """A record that cannot be used: a broken picture, a missing answer, too long a text.
+
+    Attributes:
+      source: the data set or file it comes from.
+      row: its number there, or None where only the record itself is known.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, row: int | None, reason: str):
+        super().__init__(f"{source}{'' if row is None else f', record {row}'}: {reason}")
+        self.source, self.row, self.reason = source, row, reason

@@ -1,0 +1,96 @@
+"""Decoding pictures safely, and CLIP's preprocessing.
+
+Whatever is wrong with a picture comes out as `BadSample`, which names the file and the cause;
+nothing here changes Pillow's global settings. Channels are treated as the original projects treat
+them (`Image.convert("RGB")`: an alpha channel is dropped, not blended), but 16-bit grey is scaled
+where Pillow would clip it.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmjax.data.example import BadSample, Media
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 64 * 2**20
+MIN_SIDE = 2  # a single row or column is a broken export, and blows up when its short side grows
+
+# What Pillow's decoders raise on files that are cut short or made to break them.
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def load_image(media: Media) -> Image.Image:
+    """Decodes a picture (of an animation, the first frame), upright and in RGB.
+
+    Raises:
+      BadSample: it is missing, too large, too small, of another format, or broken.
+    """
+    name = str(media.data) if isinstance(media.data, Path) else media.key
+    data = _read(media.data, name)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+    except _DECODER_ERRORS as error:
+        raise BadSample(
+            name, None, f"no readable {', '.join(FORMATS)} picture ({_say(error)})"
+        ) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadSample(
+            name, None, f"{width}x{height} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise BadSample(name, None, f"{width}x{height} pixels; each side needs at least {MIN_SIDE}")
+    try:
+        image = _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise BadSample(
+            name, None, f"the picture is damaged or cut short ({_say(error)})"
+        ) from error
+    return ImageOps.mirror(image) if media.mirrored else image
+
+
+def clip_preprocess(image: Image.Image, size: int) -> np.ndarray:
+    """What CLIP's image processor does before it scales: uint8[size size 3].
+
+    The short side becomes ``size`` (bicubic); the long side and the crop's offset are rounded down,
+    as there. `mmjax.models.clip` scales and normalises on the device.
+    """
+    width, height = image.size
+    long = int(size * max(width, height) / min(width, height))
+    resized = (size, long) if width <= height else (long, size)
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    return np.asarray(image)[top : top + size, left : left + size].copy()
+
+
+def _read(data: Path | bytes, name: str) -> bytes:
+    try:
+        num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
+        if not 0 < num_bytes <= MAX_BYTES:
+            raise BadSample(name, None, f"{num_bytes} bytes; expected 1 to {MAX_BYTES}")
+        return data.read_bytes() if isinstance(data, Path) else data
+    except OSError as error:
+        raise BadSample(name, None, f"the file cannot be read ({_say(error)})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(grey // 257, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow asks for the detour; the colours are the same
+    return image.convert("RGB")
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,136 @@
+"""The one dispatch of attention: xla | cudnn | splash. The only file that asks for the platform."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.parallel.sharding import shard_attention
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Softmax attention, the softmax in float32; key heads are shared by groups of query heads.
+
+    A query sees a key of its own segment. Segment 0 is padding: its keys are seen by nobody else,
+      and what comes out
+    for its queries means nothing. With ``causal`` the last query stands at the last key, so that a
+    continuation (t < s) sees all of what it continues:
+
+        t = 2, s = 4   x x x .      (a left-padded prefix hides its pads by segment,
+                       x x x x       so the cut is one index for all rows)
+
+    Args:
+      query: [b t n h].
+      key, value: [b s k h], n a multiple of k.
+      causal: whether a query sees only keys up to its own place.
+      query_segments, key_segments: i32[b t] and i32[b s], or both None: nothing is padded.
+      implementation: ``auto`` takes splash on a TPU and cudnn on a GPU where they apply, else xla.
+
+    Returns:
+      [b t n h].
+
+    Raises:
+      ValueError: an implementation that does not exist, or that this shape or dtype rules out.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention implementation {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}"
+        )
+    if (query_segments is None) != (key_segments is None):
+        raise ValueError("give segments of both queries and keys, or of neither")
+    if implementation == "auto":
+        implementation = _choose(query, key)
+    if implementation == "splash":
+        if reason := _splash_obstacle(query, key):
+            raise ValueError(
+                f"splash attention cannot take queries {query.shape}, keys {key.shape}: {reason}"
+            )
+        kernel = functools.partial(_splash, causal=causal, interpret=_platform() == "cpu")
+        return shard_attention(kernel, query, key, value, query_segments, key_segments)
+    mask = _mask(query, key, causal, query_segments, key_segments)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
+
+def _platform() -> str:
+    """Of the mesh's devices, which need not be here (compiling ahead of time); without a mesh, of
+    the default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _choose(query: jax.Array, key: jax.Array) -> str:
+    platform = _platform()
+    if platform == "tpu" and not _splash_obstacle(query, key):
+        return "splash"
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if platform == "gpu" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
+        return "cudnn"
+    return "xla"
+
+
+def _mask(query, key, causal, query_segments, key_segments) -> jax.Array | None:
+    """bool[b or 1, 1, t, s], or None where every query sees every key."""
+    t, s = query.shape[1], key.shape[1]
+    mask = None
+    if causal and t > 1:  # one query at the end sees all keys
+        mask = jnp.tril(jnp.ones((t, s), bool), k=s - t)[None, None]
+    if query_segments is not None:
+        same = (query_segments[:, :, None] == key_segments[:, None, :]) & (
+            key_segments[:, None, :] > 0
+        )
+        mask = same[:, None] if mask is None else mask & same[:, None]
+    return mask
+
+
+_SPLASH_BLOCK = 128
+
+
+def _splash_obstacle(query: jax.Array, key: jax.Array) -> str | None:
+    """Why the kernel cannot run, or None."""
+    t, s, h = query.shape[1], key.shape[1], query.shape[-1]
+    if t % _SPLASH_BLOCK or s % _SPLASH_BLOCK:
+        return f"lengths must be multiples of {_SPLASH_BLOCK}"
+    if h % _SPLASH_BLOCK:
+        return f"the head dimension must be a multiple of {_SPLASH_BLOCK}"
+    return None
+
+
+def _splash(query, key, value, query_segments, key_segments, *, causal, interpret):
+    """One device's share: [b t n h] with n a multiple of the key heads."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (_, t, n, h), s = query.shape, key.shape[1]
+    one = masks.CausalMask((t, s), offset=s - t) if causal else masks.FullMask((t, s))
+    make = (
+        splash.make_splash_mha_single_device
+        if n == key.shape[2]
+        else splash.make_splash_mqa_single_device
+    )
+    group = n // key.shape[2]
+    heads = masks.MultiHeadMask([one] * (n if group == 1 else group))
+    kernel = make(heads, interpret=interpret) if interpret else make(heads)
+    query = query * h**-0.5
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))  # [b heads length h]
+
+    def row(q, k, v, ids):
+        if group == 1:
+            return kernel(q, k, v, segment_ids=ids)
+        grouped = q.reshape(-1, group, t, h)
+        return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(grouped, k, v).reshape(
+            n, t, h
+        )
+
+    ids = None if query_segments is None else splash.SegmentIds(q=query_segments, kv=key_segments)
+    return jax.vmap(row)(query, key, value, ids).swapaxes(1, 2).astype(query.dtype)

@@ -1,0 +1,196 @@
+"""LLaMA (arXiv 2302.13971) and what has its shape: Vicuna, LLaMA-2, SmolLM2.
+
+Pre-norm blocks with RMSNorm, rotary positions, SwiGLU, no biases; grouped key heads where the
+config says so.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.kernels.attention import attention
+from mmjax.nn.attention import Attention
+from mmjax.nn.cache import Cache, KeyValues
+from mmjax.nn.dense import Dense, Embedding
+from mmjax.nn.mlp import GatedMLP
+from mmjax.nn.norm import RMSNorm
+from mmjax.nn.stack import run, stack
+from mmjax.parallel.sharding import constrain_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and switches.
+
+    Attributes:
+      num_kv_heads: None = ``num_heads``.
+      head_dim: None = ``embed_dim // num_heads``.
+      tied_head: whether the output layer is the input embedding.
+      added_rows: vocabulary rows that a system adds after ``vocab_size``; they have no logits.
+      splits: layers before which the hidden states may be edited, see `mmjax.nn.stack`.
+      remat: none | full | dots, see `mmjax.nn.stack.run`.
+      attention: auto | xla | cudnn | splash.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    norm_eps: float = 1e-6
+    rope_base: float = 10000.0
+    tied_head: bool = False
+    added_rows: int = 0
+    splits: tuple[int, ...] = ()
+    remat: str = "none"
+    attention: str = "auto"
+
+    @classmethod
+    def tiny(cls, **changes) -> "LlamaConfig":
+        sizes = dict(vocab_size=47, num_layers=4, embed_dim=128, mlp_dim=344, num_heads=4)
+        return cls(**sizes | changes)
+
+    @classmethod
+    def llama_7b(cls, **changes) -> "LlamaConfig":
+        sizes = dict(vocab_size=32000, num_layers=32, embed_dim=4096, mlp_dim=11008, num_heads=32)
+        return cls(**sizes | changes)
+
+    @classmethod
+    def llama_13b(cls, **changes) -> "LlamaConfig":
+        sizes = dict(vocab_size=32000, num_layers=40, embed_dim=5120, mlp_dim=13824, num_heads=40)
+        return cls(**sizes | changes)
+
+
+class Block(nnx.Module):
+    def __init__(self, config: LlamaConfig):
+        self.attention_norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
+        self.attention = Attention(
+            config.embed_dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim or config.embed_dim // config.num_heads,
+            rope_base=config.rope_base,
+        )
+        self.mlp_norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
+        self.mlp = GatedMLP(config.embed_dim, config.mlp_dim)
+
+    def __call__(self, x, positions, attend):  # [b t d] -> [b t d], what attend kept
+        y, kept = self.attention(self.attention_norm(x), attend, positions)
+        x = x + y
+        return constrain_rows(x + self.mlp(self.mlp_norm(x))), kept
+
+
+class Llama(nnx.Module):
+    def __init__(self, config: LlamaConfig):
+        self.embedding = Embedding(
+            config.vocab_size, config.embed_dim, added_rows=config.added_rows
+        )
+        self.layers = stack(Block(config), config.num_layers, config.splits)
+        self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
+        tied = config.tied_head
+        self.head = (
+            None if tied else Dense(config.embed_dim, config.vocab_size, axes=("embed", "vocab"))
+        )
+        self.config = config
+
+    def embed(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:  # i32[b t] -> [b t d]
+        return constrain_rows(self.embedding(tokens, dtype))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        segments: jax.Array,
+        past: KeyValues | None = None,
+        keep: bool = False,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Reads a text, or the continuation of one.
+
+        Args:
+          x: [b t d] embeddings.
+          positions: i32[b t].
+          segments: i32[b t]; 0 = padding.
+          past: what this text continues, or None.
+          keep: whether the keys and values of this text are wanted (without those of ``past``).
+
+        Returns:
+          (hidden states [b t d] after the final norm, KeyValues or None).
+        """
+        seen = segments if past is None else jnp.concatenate([past.segments, segments], axis=1)
+
+        def layer(block, x, earlier, _):
+            def attend(query, key, value):
+                k, v = key, value
+                if earlier is not None:
+                    k, v = (
+                        jnp.concatenate(pair, axis=1) for pair in zip(earlier, (k, v), strict=True)
+                    )
+                context = attention(
+                    query,
+                    k,
+                    v,
+                    causal=True,
+                    query_segments=segments,
+                    key_segments=seen,
+                    implementation=self.config.attention,
+                )
+                return context, (key, value) if keep else None
+
+            return block(x, positions, attend)
+
+        earlier = None if past is None else (past.keys, past.values)
+        x, kept, _ = run(self.layers, layer, x, xs=earlier, remat=self.config.remat)
+        return self.norm(x), KeyValues(*kept, segments) if keep else None
+
+    def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """One more token for every row: [b 1 d] -> (hidden states [b 1 d], the cache with the token
+        in it).
+
+        The cache travels in the scan's carry and is updated in place; as scan input and output it
+        would be copied.
+        """
+        positions = cache.position[:, None]
+        segments = cache.segments.at[:, cache.end].set(1)
+
+        def layer(block, carry, index, _):
+            x, keys, values = carry
+
+            def attend(query, key, value):
+                new_keys = jax.lax.dynamic_update_slice(
+                    keys, key[None], (index, 0, cache.end, 0, 0)
+                )
+                new_values = jax.lax.dynamic_update_slice(
+                    values, value[None], (index, 0, cache.end, 0, 0)
+                )
+                k, v = (
+                    jax.lax.dynamic_index_in_dim(c, index, keepdims=False)
+                    for c in (new_keys, new_values)
+                )
+                one = jnp.ones_like(positions)
+                context = attention(
+                    query,
+                    k,
+                    v,
+                    causal=False,
+                    query_segments=one,
+                    key_segments=segments,
+                    implementation="xla",
+                )
+                return context, (new_keys, new_values)
+
+            x, (keys, values) = block(x, positions, attend)
+            return (x, keys, values), None
+
+        index = jnp.arange(self.config.num_layers)
+        (x, keys, values), _, _ = run(self.layers, layer, (x, cache.keys, cache.values), xs=index)
+        cache = Cache(keys, values, segments, cache.position + 1, cache.end + 1)
+        return self.norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:  # [b t d] -> f32[b t v]
+        out = self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        return out.astype(jnp.float32)

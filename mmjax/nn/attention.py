@@ -1,0 +1,51 @@
+"""Multi-head attention: the projections. Which keys are attended to is the caller's affair."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from mmjax.nn.dense import Dense
+from mmjax.nn.rotary import rotate
+
+# attend(query, key, value) -> (context [b t n h], whatever the caller wants to keep, e.g. updated
+# keys and values)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
+
+
+class Attention(nnx.Module):
+    """Queries, keys and values from one input; grouped heads where ``num_kv_heads < num_heads``."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        bias: bool = False,
+        rope_base: float | None = None,
+        axes: tuple[str, str, str] = ("embed", "heads", "kv_heads"),
+    ):
+        num_kv_heads = num_kv_heads or num_heads
+        width, kv_width = num_heads * head_dim, num_kv_heads * head_dim
+        embed, heads, kv_heads = axes
+        self.q = Dense(embed_dim, width, axes=(embed, heads), bias=bias)
+        self.k = Dense(embed_dim, kv_width, axes=(embed, kv_heads), bias=bias)
+        self.v = Dense(embed_dim, kv_width, axes=(embed, kv_heads), bias=bias)
+        self.o = Dense(width, embed_dim, axes=(heads, embed), bias=bias)
+        self.head_dim = head_dim
+        self.rope_base = rope_base
+
+    def __call__(
+        self, x: jax.Array, attend: Attend, positions: jax.Array | None = None
+    ) -> tuple[jax.Array, object]:
+        """x [b t d], positions i32[b t] (rotary only) -> ([b t d], what ``attend`` kept)."""
+        b, t, _ = x.shape
+        query, key, value = (
+            layer(x).reshape(b, t, -1, self.head_dim) for layer in (self.q, self.k, self.v)
+        )
+        if self.rope_base is not None:
+            query, key = (rotate(y, positions, self.rope_base) for y in (query, key))
+        context, kept = attend(query, key, value)
+        return self.o(context.reshape(b, t, -1)), kept

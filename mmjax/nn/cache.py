@@ -1,0 +1,68 @@
+"""Keys and values that are kept: of a text that another continues, and of a text being generated.
+
+Letters: ``l`` layers, ``b`` rows, ``s`` places, ``k`` key heads, ``h`` head dimension.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyValues:
+    """What a finished piece of text leaves for its continuations.
+
+    Attributes:
+      keys, values: [l b s k h], rotary positions already applied.
+      segments: i32[b s]; 0 = padding.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    segments: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The state of generation: all there is to know about the rows so far. Opaque to
+    `mmjax.generate`.
+
+    Attributes:
+      keys, values: [l b s k h], s = all places there will ever be; updated in place by decoding.
+      segments: i32[b s]; 0 = padding or not yet written.
+      position: i32[b], position of the next token of each row.
+      end: i32[], place of the next token, the same for all rows: pads of uneven rows stay inside,
+        masked.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    segments: jax.Array
+    position: jax.Array
+    end: jax.Array
+
+    @classmethod
+    def start(cls, parts: list[KeyValues], *, position: jax.Array, room: int) -> "Cache":
+        """The parts one after the other, then ``room`` free places."""
+        grow = lambda x, axis: jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
+        join = lambda name, axis: grow(
+            jnp.concatenate([getattr(p, name) for p in parts], axis), axis
+        )
+        end = sum(part.segments.shape[1] for part in parts)
+        return cls(
+            join("keys", 2), join("values", 2), join("segments", 1), position, jnp.int32(end)
+        )
+
+    def select(self, rows: jax.Array) -> "Cache":
+        """The cache of the given rows, i32[b']: reorders and multiplies them, for beams."""
+        take = lambda x, axis: jnp.take(x, rows, axis=axis)  # noqa: E731
+        return Cache(
+            take(self.keys, 1),
+            take(self.values, 1),
+            take(self.segments, 0),
+            take(self.position, 0),
+            self.end,
+        )

@@ -1,0 +1,54 @@
+"""Feed-forward layers and their activations."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from mmjax.nn.dense import Dense
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": quick_gelu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+class MLP(nnx.Module):
+    """``down(activation(up(x)))`` with biases."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        mlp_dim: int,
+        *,
+        activation: str,
+        axes: tuple[str, str] = ("embed", "mlp"),
+    ):
+        self.up = Dense(embed_dim, mlp_dim, axes=axes, bias=True)
+        self.down = Dense(mlp_dim, embed_dim, axes=axes[::-1], bias=True)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b t d] -> [b t d]
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class GatedMLP(nnx.Module):
+    """``down(activation(gate(x)) * up(x))``, no biases: LLaMA's SwiGLU."""
+
+    def __init__(self, embed_dim: int, mlp_dim: int, *, activation: str = "silu"):
+        self.gate = Dense(embed_dim, mlp_dim, axes=("embed", "mlp"))
+        self.up = Dense(embed_dim, mlp_dim, axes=("embed", "mlp"))
+        self.down = Dense(mlp_dim, embed_dim, axes=("mlp", "embed"))
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [b t d] -> [b t d]
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))

@@ -1,0 +1,124 @@
+"""From logical axis names to the mesh: a table per preset, one resolver, constraints."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+ROWS = ("data", "fsdp")  # what the rows of a batch are spread over, in every preset
+
+# Logical names of parameters: one that is not here is an error. None = whole along that dimension.
+_NAMES = (
+    "layers embed mlp heads kv_heads vocab projection "
+    "vit_embed vit_mlp vit_heads clip_embed clip_mlp clip_heads"
+).split()
+_FSDP = dict.fromkeys(_NAMES) | {"embed": "fsdp", "vit_embed": "fsdp", "clip_embed": "fsdp"}
+_TENSOR = {"mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"}
+_TENSOR |= {
+    "vit_mlp": "tensor",
+    "vit_heads": "tensor",
+    "clip_mlp": "tensor",
+    "clip_heads": "tensor",
+}
+PRESETS: dict[str, dict[str, str | None]] = {
+    "dp": dict.fromkeys(_NAMES),
+    "fsdp": _FSDP,
+    "fsdp_tp": _FSDP | _TENSOR,
+}
+
+REPLICATE_BELOW = 4 * 2**20  # bytes; a smaller parameter whose length does not divide stays whole
+
+
+def resolve(specs: Mapping[str, Any], mesh: Mesh, preset: str) -> dict[str, NamedSharding]:
+    """Where every parameter lives; ``specs`` maps its path to its `mmjax.nn.param.ParamSpec`.
+
+    Raises:
+      ValueError: an unknown preset; or all parameters at once whose names are unknown, collide on a
+        mesh axis, or do not divide (small ones that do not divide are replicated instead).
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"sharding preset {preset!r} is none of {', '.join(PRESETS)}")
+    rules, problems, shardings = PRESETS[preset], [], {}
+    for path, spec in specs.items():
+        unknown = [name for name in spec.axes if name is not None and name not in rules]
+        if unknown:
+            problems.append(f"{path}: axis names {unknown} are not in the preset's table")
+            continue
+        axes = [None if name is None else rules[name] for name in spec.axes]
+        axes = [axis if axis is None or mesh.shape[axis] > 1 else None for axis in axes]
+        used = [axis for axis in axes if axis is not None]
+        if len(used) != len(set(used)):
+            problems.append(f"{path}: dimensions {spec.axes} share the mesh axis {used[0]!r}")
+        for i, axis in enumerate(axes):
+            if axis is not None and spec.shape[i] % mesh.shape[axis]:
+                if spec.size * spec.dtype.itemsize >= REPLICATE_BELOW:
+                    problems.append(
+                        f"{path}: {spec.axes[i]} = {spec.shape[i]} does not divide by "
+                        f"{axis} = {mesh.shape[axis]}"
+                    )
+                axes[i] = None
+        shardings[path] = NamedSharding(mesh, P(*axes))
+    if problems:
+        raise ValueError(
+            f"preset {preset!r} on the mesh {dict(mesh.shape)} cannot place {len(problems)} "
+            "parameters; choose other mesh sizes or another preset:\n  " + "\n  ".join(problems)
+        )
+    return shardings
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Arrays whose first dimension is the batch."""
+    return NamedSharding(mesh, P(ROWS))
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are cut into."""
+    return mesh.shape[ROWS[0]] * mesh.shape[ROWS[1]]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Pins the residual stream [b ...] to the rows' devices; without it XLA may gather and re-split
+    it per layer.
+
+    Outside of a mesh (`jax.set_mesh`) there is nothing to pin.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape[ROWS[0]] * mesh.shape[ROWS[1]]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(ROWS))
+
+
+def constrain_table(x: jax.Array) -> jax.Array:
+    """Pins a vocabulary table [v d] for a look-up: whole rows, or XLA rematerialises the table in
+    full."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % mesh.shape["tensor"]:
+        return x
+    return jax.lax.with_sharding_constraint(x, P("tensor", None))
+
+
+def shard_attention(kernel: Callable, query, key, value, query_segments, key_segments) -> jax.Array:
+    """Runs a kernel that knows one device only on every device's rows and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(query, key, value, query_segments, key_segments)
+    heads, rows = P(ROWS, None, "tensor", None), P(ROWS, None)
+    segments = rows if query_segments is not None else None
+    return jax.shard_map(
+        kernel, in_specs=(heads, heads, heads, segments, segments), out_specs=heads, check_vma=False
+    )(query, key, value, query_segments, key_segments)
+
+
+def put_rows(batch, mesh: Mesh):
+    """A batch of numpy arrays (this process's rows) as one global batch spread over the mesh's
+    rows."""
+    sharding = rows_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,0 +1,184 @@
+"""LMEye, first generation: the Interactive Perception Network (arXiv 2305.03701; LMEye reference,
+sections 1 to 3).
+
+A frozen language model reads each sample twice. Between the two readings a frozen CLIP *text* tower
+lets the request look at the picture:
+
+    picture --ViT--> v --image_linear--> <img>       static: what the picture is, in one vector
+                     |
+                     |    pass 1    Image: <img> What is ... <img-d>
+                     |                                          | last hidden state
+                     |                                  request_linear
+                     |                                          v
+                     '--decomposition--> CLIP text:  BOS S S S S S q EOS
+                                                                     | text projection
+                                                             response_linear
+                                                                     v
+                          pass 2    Image: <img> What is ... <img-d> x 5 Answer: ...
+
+Every trained part is an affine layer or an additive embedding; slots are *added* to the row of
+their token. Both passes share the text up to the first <img-d>, so the second starts from the first
+one's keys and values.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.data.batch import Batch
+from mmjax.models.clip import Clip, ClipConfig
+from mmjax.models.llama import Llama, LlamaConfig
+from mmjax.nn.dense import Linear
+from mmjax.nn.param import normal, param
+from mmjax.systems.system import Output, System, read, take
+
+
+@dataclasses.dataclass(frozen=True)
+class LMEyeConfig:
+    """Sizes, and what the paper leaves to the recipe.
+
+    Attributes:
+      num_prompts: soft vectors that the picture becomes for CLIP's text tower (P).
+      num_responses: response slots (K); 5 in all released checkpoints but OPT's, which has 1.
+      dropout: on the soft vectors, in training only.
+      slot_std: standard deviation of the slot embeddings at the start; the reference's 1.0 is far
+        larger than a language model's rows.
+      gain: factor on the initial weights of the layers that feed the language model.
+      clip_bos, clip_eos: the tokens that frame CLIP's text; None = the last two of its vocabulary.
+      dtype: of the computation.
+    """
+
+    language: LlamaConfig
+    clip: ClipConfig
+    num_prompts: int = 5
+    num_responses: int = 5
+    dropout: float = 0.5
+    slot_std: float = 1.0
+    gain: float = 1.0
+    clip_bos: int | None = None
+    clip_eos: int | None = None
+    dtype: str = "float32"
+
+    @property
+    def image_token(self) -> int:
+        """``<img>``: the first of the two rows that follow the tokenizer's."""
+        return self.language.vocab_size + self.language.added_rows - 2
+
+    @property
+    def slot_token(self) -> int:
+        """``<img-d>``: request in pass 1, response in pass 2."""
+        return self.image_token + 1
+
+    @classmethod
+    def named(cls, variant: str, **changes) -> "LMEyeConfig":
+        """A published size, or ``tiny``."""
+        llms = {
+            "tiny": LlamaConfig.tiny,
+            "llama-7b": LlamaConfig.llama_7b,
+            "llama-13b": LlamaConfig.llama_13b,
+            "vicuna-7b": LlamaConfig.llama_7b,
+            "vicuna-13b": LlamaConfig.llama_13b,
+        }
+        if variant not in llms:
+            raise ValueError(f"LMEye has no variant {variant!r}; there are {', '.join(llms)}")
+        if variant == "tiny":
+            small = dict(slot_std=0.05, gain=0.25, dtype="float32")
+            return cls(
+                language=LlamaConfig.tiny(added_rows=2), clip=ClipConfig.tiny(), **small | changes
+            )
+        language = llms[variant](added_rows=2, remat="full")
+        return cls(language=language, clip=ClipConfig.vit_l14(), **dict(dtype="bfloat16") | changes)
+
+
+class LMEye(System):
+    Config = LMEyeConfig
+    tower = r"clip\.(vision|visual_projection)\."
+
+    def __init__(self, config: LMEyeConfig):
+        d, joint, text = (
+            config.language.embed_dim,
+            config.clip.projection_dim,
+            config.clip.text.embed_dim,
+        )
+        p, k = config.num_prompts, config.num_responses
+        into_llm, into_clip = ("projection", "embed"), ("projection", "clip_embed")
+        self.language = Llama(config.language)
+        self.clip = Clip(config.clip)
+        self.image_linear = Linear(joint, d, axes=into_llm, gain=config.gain)
+        self.image_embedding = param((1, d), (None, "embed"), normal(config.slot_std))
+        self.slot_embedding = param((1, d), (None, "embed"), normal(config.slot_std))
+        self.decomposition = Linear(joint, p * text, axes=into_clip)
+        self.request_linear = Linear(d, text, axes=("embed", "clip_embed"))
+        self.response_linear = Linear(joint, k * d, axes=into_llm, gain=config.gain)
+        self.config = config
+        self.dtype = jnp.dtype(config.dtype)
+
+    def media_features(self, frames: jax.Array) -> jax.Array:
+        """uint8[n H W 3] -> v [n c]: pooled, projected, not normalised."""
+        return self.clip.image_features(frames, self.dtype)
+
+    def hidden(
+        self, batch: Batch, *, dropout_key: jax.Array | None = None, keep: bool = False
+    ) -> Output:
+        v = self.features(batch).astype(self.dtype)  # [b m c]
+        image = self.image_linear(v)
+        slot = self.slot_embedding[...].astype(self.dtype)
+        tables = {"media": image + self.image_embedding[...].astype(self.dtype)}
+        aux = {"image": image}
+        past, prefix = None, ()
+        if batch.prefix is not None:
+            _, past, _ = read(self, batch.prefix, tables, mode="add", keep=True)
+            prefix = (past,)
+        if batch.request is not None:
+            rows = jnp.broadcast_to(slot, (v.shape[0], *slot.shape))
+            states, _, x = read(
+                self, batch.request, tables | {"request": rows}, mode="add", past=past
+            )
+            request = self.request_linear(take(states, batch.request.slots["request"])[:, 0])
+            response, inside = self.interact(v[:, 0], request, batch.row_id, dropout_key)
+            tables["response"] = response + slot
+            aux |= {
+                "embeds_1": x,
+                "hidden_1": states,
+                "request": request,
+                "response": response,
+            } | inside
+        states, kept, x = read(self, batch.target, tables, mode="add", past=past, keep=keep)
+        aux["embeds_2"] = x
+        return Output(states, (*prefix, kept) if keep else (), aux)
+
+    def interact(
+        self, v: jax.Array, request: jax.Array, row_id: jax.Array, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The request looks at the picture: v [b c], request [b w] -> (responses [b K d],
+        intermediates).
+
+        Neither soft vectors nor request get a position embedding; CLIP's causal mask applies, so
+        that only the request and the end token see the soft vectors.
+        """
+        config, (b, _) = self.config, v.shape
+        soft = self.decomposition(v)
+        prompts = soft.reshape(b, config.num_prompts, -1)
+        if dropout_key is not None and config.dropout > 0:
+            prompts = _dropout(prompts, config.dropout, dropout_key, row_id)
+        vocab = config.clip.text.vocab_size
+        bos = vocab - 2 if config.clip_bos is None else config.clip_bos
+        eos = vocab - 1 if config.clip_eos is None else config.clip_eos
+        between = [bos] * (config.num_prompts + 1)  # only the first and last embeddings are used
+        ends = self.clip.text.embed(jnp.array([[bos, *between, eos]]), self.dtype)
+        ends = jnp.broadcast_to(ends, (b, *ends.shape[1:]))
+        x = jnp.concatenate([ends[:, :1], prompts, request[:, None], ends[:, -1:]], axis=1)
+        states = self.clip.text(x)
+        feature = self.clip.text_projection(states[:, -1])
+        response = self.response_linear(feature)
+        aux = {"soft": soft, "clip_in": x, "clip_out": states, "clip_feature": feature}
+        return response.reshape(b, config.num_responses, -1), aux
+
+
+def _dropout(x: jax.Array, rate: float, key: jax.Array, row_id: jax.Array) -> jax.Array:
+    """Drops entries of x [b ...]; a row's mask depends on its id, not on its place or the batch's
+    size."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_id)
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

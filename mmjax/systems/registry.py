@@ -1,0 +1,22 @@
+"""Systems by the name that configs and checkpoints call them."""
+
+from mmjax.systems.foundation import Contrastive, LanguageModel
+from mmjax.systems.lmeye import LMEye
+from mmjax.systems.system import System, config_from_dict
+
+SYSTEMS: dict[str, type[System]] = {
+    "lmeye": LMEye,
+    "language_model": LanguageModel,
+    "clip": Contrastive,
+}
+
+
+def make_system(name: str, config: dict) -> System:
+    """The system ``name`` with the config that `config_to_dict` gave.
+
+    Raises:
+      ValueError: a system, or config keys, that do not exist.
+    """
+    if name not in SYSTEMS:
+        raise ValueError(f"there is no system {name!r}; there are {', '.join(SYSTEMS)}")
+    return SYSTEMS[name](config_from_dict(SYSTEMS[name].Config, config))

@@ -1,0 +1,172 @@
+"""What every system offers to training, evaluation and generation, and the two ways its slots are
+used."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.data.batch import Batch, Sequence
+from mmjax.nn.cache import Cache, KeyValues
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What reading a batch gives.
+
+    Attributes:
+      states: [b t d] at the positions of ``batch.target``, ready for `System.logits`.
+      past: keys and values of the texts that the target's next token sees, in order (only where
+        asked for).
+      aux: named intermediates worth inspecting; what nobody reads costs nothing under jit.
+    """
+
+    states: jax.Array
+    past: tuple[KeyValues, ...]
+    aux: dict[str, jax.Array]
+
+
+class System(nnx.Module):
+    """A paper's model. Subclasses set ``language`` and ``dtype`` and implement `media_features` and
+    `hidden`.
+
+    Everything here is a pure function of the parameters it holds and of its arguments.
+    """
+
+    language: nnx.Module
+    dtype: jnp.dtype
+    tower: str = "(?!)"  # regex of the paths that `media_features` reads; by default none
+
+    def media_features(self, frames: jax.Array) -> jax.Array:
+        """The frozen tower: uint8[n H W 3] -> [n ...]; may be computed once per picture and
+        stored."""
+        raise TypeError(f"{type(self).__name__} takes no pictures")
+
+    def features(self, batch: Batch) -> jax.Array | None:
+        """[b f ...]: stored ones, or the tower's of ``batch.frames``, or None for a batch without
+        pictures."""
+        if batch.features is not None or batch.frames is None:
+            return batch.features
+        b, f = batch.frames.shape[:2]
+        made = self.media_features(batch.frames.reshape(b * f, *batch.frames.shape[2:]))
+        return made.reshape(b, f, *made.shape[1:])
+
+    def hidden(
+        self, batch: Batch, *, dropout_key: jax.Array | None = None, keep: bool = False
+    ) -> Output:
+        """Reads ``batch``. With a ``dropout_key`` (training) dropout is on; ``keep`` asks for
+        `Output.past`."""
+        raise TypeError(f"{type(self).__name__} does not implement hidden")
+
+    def logits(self, states: jax.Array) -> jax.Array:  # [b t d] -> f32[b t v]
+        return self.language.logits(states)
+
+    def loss(
+        self, batch: Batch, *, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Weighted token loss.
+
+        Returns:
+          (sum of weighted losses, sum of weights, further sums to report: each is divided by the
+          sum of weights).
+        """
+        target = batch.target
+        logits = self.logits(self.hidden(batch, dropout_key=dropout_key).states)
+        gold = jnp.take_along_axis(logits, target.targets[..., None], axis=-1)[..., 0]
+        losses = (jax.nn.logsumexp(logits, axis=-1) - gold) * target.weights
+        right = (jnp.argmax(logits, axis=-1) == target.targets) * target.weights
+        return losses.sum(), target.weights.sum(), {"token_accuracy": right.sum()}
+
+    def prefill(self, batch: Batch, room: int) -> tuple[jax.Array, Cache]:
+        """Reads the prompts. Returns (logits [b v] of each row's next token, a cache with ``room``
+        more places)."""
+        output = self.hidden(batch, keep=True)
+        length = jnp.sum(batch.target.segments > 0, axis=1)
+        last = length - 1
+        states = jnp.take_along_axis(output.states, last[:, None, None], axis=1)
+        position = jnp.take_along_axis(batch.target.positions, last[:, None], axis=1)[:, 0] + 1
+        return self.logits(states)[:, 0], Cache.start(
+            list(output.past), position=position, room=room
+        )
+
+    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """i32[b], the tokens just chosen -> (logits [b v] of the next ones, cache)."""
+        x = self.language.embed(tokens[:, None], self.dtype)
+        states, cache = self.language.decode(x, cache)
+        return self.logits(states)[:, 0], cache
+
+
+def place(embeds: jax.Array, table: jax.Array, slot: jax.Array, mode: str) -> jax.Array:
+    """Fills slots: ``embeds[b, t]`` takes (``replace``) or gains (``add``) ``table[b, slot[b, t]]``
+    where slot >= 0.
+
+    Args:
+      embeds: [b t d].
+      table: [b r d].
+      slot: i32[b t], -1 or a row of the table.
+      mode: replace | add.
+    """
+    rows = jnp.take_along_axis(table.astype(embeds.dtype), jnp.maximum(slot, 0)[..., None], axis=1)
+    filled = embeds + rows if mode == "add" else rows
+    return jnp.where((slot >= 0)[..., None], filled, embeds)
+
+
+def take(hidden: jax.Array, slot: jax.Array, rows: int = 1) -> jax.Array:
+    """The states at the first position of each slot row: hidden [b t d], slot i32[b t] -> [b rows
+    d]."""
+    at = jnp.argmax(slot[:, None, :] == jnp.arange(rows)[None, :, None], axis=2)  # [b rows]
+    return jnp.take_along_axis(hidden, at[..., None], axis=1)
+
+
+def read(
+    system: System,
+    sequence: Sequence,
+    tables: dict[str, jax.Array],
+    *,
+    mode: str,
+    past: KeyValues | None = None,
+    keep: bool = False,
+) -> tuple[jax.Array, KeyValues | None, jax.Array]:
+    """Embeds a sequence, fills its slots from ``tables`` and runs the language model over it.
+
+    Returns:
+      (states [b t d], KeyValues or None, the embeddings that went in [b t d]).
+    """
+    x = system.language.embed(sequence.tokens, system.dtype)
+    for name, slot in sequence.slots.items():
+        if name not in tables:
+            raise ValueError(
+                f"the batch has slots {name!r}; {type(system).__name__} fills {sorted(tables)} here"
+            )
+        x = place(x, tables[name], slot, mode)
+    states, kept = system.language(
+        x, positions=sequence.positions, segments=sequence.segments, past=past, keep=keep
+    )
+    return states, kept, x
+
+
+def config_to_dict(config) -> dict:
+    """A config dataclass as plain JSON-able values."""
+    return dataclasses.asdict(config)
+
+
+def config_from_dict(cls: type, values: dict):
+    """The config dataclass of ``values``; nested ones too.
+
+    Raises:
+      ValueError: keys that the class does not have, or that it needs and ``values`` lacks.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(values.keys() - fields.keys())
+    needed = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+    missing = sorted(needed - values.keys())
+    if unknown or missing:
+        raise ValueError(f"{cls.__name__}: unknown keys {unknown}, missing keys {missing}")
+    made = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            value = config_from_dict(kind, value)
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)

@@ -1,0 +1,173 @@
+"""From a config to live objects: system, tokenizer, parameters on their devices, pipelines.
+
+Also the way back from a run directory, for evaluation and generation: `load_run`.
+"""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mmjax.data import templates
+from mmjax.data.example import Text
+from mmjax.data.features import FeatureStore
+from mmjax.data.pipeline import Pipeline
+from mmjax.data.sequence import Lengths
+from mmjax.data.sources import make_source
+from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
+from mmjax.nn.param import Params, ParamSpec, init_params, specs
+from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.sharding import resolve
+from mmjax.systems.registry import make_system
+from mmjax.systems.system import System
+from mmjax.train.checkpoint import read_trainable
+from mmjax.train.optim import Selection, TrainRule, select
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config come alive.
+
+    Attributes:
+      config: the resolved config, plain values.
+      system: declared, holding no arrays.
+      specs: its parameters.
+      params: path -> array on the mesh, all of them.
+      tokenizer: the language model's.
+      mesh: where it runs.
+    """
+
+    config: dict
+    system: System
+    specs: dict[str, ParamSpec]
+    params: Params
+    tokenizer: Tokenizer
+    mesh: Mesh
+
+    def selection(self, stage: str) -> Selection:
+        return select([TrainRule(*rule) for rule in self.config[stage]["train"]], self.specs)
+
+    def pipeline(
+        self,
+        data: dict,
+        template: dict,
+        *,
+        batch_size: int,
+        features: FeatureStore | None = None,
+        generating: bool = False,
+    ) -> Pipeline:
+        """The pipeline of a ``data`` section and a template of the config."""
+        return Pipeline(
+            make_source(data["source"], data["split"], **data.get("options", {})),
+            templates.from_json(template),
+            self.tokenizer,
+            Lengths(**data["lengths"]),
+            batch_size=batch_size,
+            seed=self.config["seed"],
+            image_size=data.get("image_size"),
+            features=features,
+            weights=data.get("weights"),
+            overlong=data.get("overlong", "drop"),
+            generating=generating,
+            host=(jax.process_index(), jax.process_count()),
+        )
+
+
+def build(config: dict) -> Run:
+    """Everything that ``config`` names, weights loaded or created in their shards."""
+    mesh = make_mesh(**config["mesh"])
+    system = make_system(config["system"], config["model"])
+    wanted = specs(system)
+    tokenizer = load_tokenizer(config)
+    params = create_params(config, wanted, mesh)
+    return Run(config, system, wanted, params, tokenizer, mesh)
+
+
+def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Params:
+    """Imported where ``config.weights`` names a source for the module, created from the seed
+    elsewhere.
+
+    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
+    """
+    from conversion.engine import load_weights
+
+    shardings = resolve(wanted, mesh, config["preset"])
+    trains = {
+        path
+        for stage in config["stages"]
+        for path in select([TrainRule(*rule) for rule in config[stage]["train"]], wanted).trainable
+    }
+    frozen_dtype = jnp.dtype(config["frozen_dtype"])
+    dtype_of = lambda path: jnp.float32 if path in trains else frozen_dtype  # noqa: E731
+
+    def put(path: str, array) -> jax.Array:
+        return jax.device_put(array.astype(dtype_of(path)), shardings[path])
+
+    params = dict(load_weights(config["weights"], wanted, put=put)) if config["weights"] else {}
+    rest = {path: spec for path, spec in wanted.items() if path not in params}
+
+    def create() -> Params:
+        return {
+            path: x.astype(dtype_of(path)) for path, x in init_params(rest, config["seed"]).items()
+        }
+
+    params |= jax.jit(create, out_shardings={path: shardings[path] for path in rest})()
+    return dict(sorted(params.items()))
+
+
+def load_tokenizer(config: dict) -> Tokenizer:
+    """A Hugging Face folder or ``asset:NAME``; or ``words``, which makes one of the words of the
+    first stage's source."""
+    from conversion.engine import locate
+
+    if config["tokenizer"] != "words":
+        return Tokenizer.load(locate(config["tokenizer"]))
+    data = config[config["stages"][0]]["data"]
+    source = make_source(data["source"], data["split"], **data.get("options", {}))
+    records = (source[i] for i in range(min(len(source), 4000)))
+    texts = (
+        part.text
+        for record in records
+        for turn in record.turns
+        for part in turn.parts
+        if isinstance(part, Text)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        return build_word_tokenizer(texts, folder)
+
+
+def stage_directory(workdir: Path, stage: str) -> Path:
+    return Path(workdir).resolve() / "checkpoints" / stage
+
+
+def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
+    """The model of a run directory, as it stands after ``stage`` (default: the last one that has a
+    checkpoint).
+
+    Raises:
+      FileNotFoundError: no run, or no checkpoint, is there.
+    """
+    file = Path(workdir) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{workdir} is no run directory: it has no config.json")
+    config = json.loads(file.read_text())
+    done = [name for name in config["stages"] if stage_directory(workdir, name).is_dir()]
+    if stage is not None and stage not in done:
+        raise FileNotFoundError(
+            f"{workdir} has no checkpoint of stage {stage!r}, only of {done or 'none'}"
+        )
+    if not done:
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet")
+    done = done[: done.index(stage) + 1] if stage else done
+    config["tokenizer"] = str(Path(workdir) / "tokenizer")
+    run = build(config)
+    for name in done:
+        trained, _ = read_trainable(str(stage_directory(workdir, name)))
+        run.params.update(
+            {path: jax.device_put(x, run.params[path].sharding) for path, x in trained.items()}
+        )
+    return run, done[-1]

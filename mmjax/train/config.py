@@ -1,0 +1,110 @@
+"""From an ml_collections config to the plain values that a run is made of, checked before anything
+is loaded."""
+
+from ml_collections import ConfigDict
+
+from mmjax.data.templates import from_json
+from mmjax.train.optim import OptimizerConfig
+
+TOP = (
+    "system variant model seed weights tokenizer frozen_dtype features mesh preset max_bad_steps "
+    "stages test"
+).split()
+STAGE = (
+    "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
+    "eval save_every keep_checkpoints"
+).split()
+DATA = "source split options lengths image_size weights overlong".split()
+QUESTIONS = "data template batch_size max_new_tokens".split()
+
+
+def resolve(config: ConfigDict) -> dict:
+    """Plain nested values, JSON-able.
+
+    Raises:
+      ValueError: all keys that nothing reads, values that a user has yet to give (empty), and
+        settings that contradict each other, at once.
+    """
+    plain = _plain(config.to_dict())
+    problems = _unknown("", plain, [*TOP, *plain.get("stages", ())])
+    problems += [
+        f"{name} is not set: give --config.{name}=..." for name in ("tokenizer",) if not plain[name]
+    ]
+    problems += [
+        f"weights.{part} is not set: give --config.weights.{part}="
+        "<Hugging Face folder or imported checkpoint>"
+        for part, where in plain["weights"].items()
+        if not where
+    ]
+    if plain["features"] not in ("once", "step"):
+        problems.append(f"features is {plain['features']!r}, it must be 'once' or 'step'")
+    for stage in plain["stages"]:
+        problems += _stage_problems(stage, plain[stage])
+    if plain.get("test"):
+        problems += _questions_problems("test", plain["test"])
+    if problems:
+        raise ValueError(f"{len(problems)} problems in the config:\n  " + "\n  ".join(problems))
+    return plain
+
+
+def _stage_problems(name: str, stage: dict) -> list[str]:
+    problems = _unknown(f"{name}.", stage, STAGE)
+    problems += _unknown(
+        f"{name}.optimizer.", stage["optimizer"], OptimizerConfig.__dataclass_fields__
+    )
+    problems += _data_problems(f"{name}.data", stage["data"]) + _template_problems(
+        name, stage["template"]
+    )
+    for key in ("steps", "batch_size", "accumulation", "log_every", "keep_checkpoints"):
+        if stage[key] < 1:
+            problems.append(f"{name}.{key} is {stage[key]}, it must be at least 1")
+    if stage["accumulation"] >= 1 and stage["batch_size"] % stage["accumulation"]:
+        problems.append(
+            f"{name}.batch_size {stage['batch_size']} does not divide into "
+            f"{stage['accumulation']} equal slices ({name}.accumulation)"
+        )
+    if (stage["eval_every"] or stage["eval_at_end"]) and not stage["eval"]:
+        problems.append(f"{name} is to be evaluated, but {name}.eval is empty")
+    if stage["eval"]:
+        problems += _questions_problems(f"{name}.eval", stage["eval"])
+    return problems
+
+
+def _questions_problems(name: str, section: dict) -> list[str]:
+    problems = _unknown(f"{name}.", section, QUESTIONS)
+    return (
+        problems
+        + _data_problems(f"{name}.data", section["data"])
+        + _template_problems(name, section["template"])
+    )
+
+
+def _data_problems(name: str, data: dict) -> list[str]:
+    problems = _unknown(f"{name}.", data, DATA)
+    if not data["source"]:
+        problems.append(
+            f"{name}.source is not set: give --config.{name}.source=jsonl:FILE or a data set's name"
+        )
+    return problems
+
+
+def _template_problems(name: str, template: dict) -> list[str]:
+    try:
+        from_json(template)
+    except ValueError as error:
+        return [f"{name}.template: {error}"]
+    return []
+
+
+def _unknown(prefix: str, section: dict, known) -> list[str]:
+    return [
+        f"{prefix}{key} is read by nothing; there are {', '.join(known)}"
+        for key in section
+        if key not in known
+    ]
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(below) for key, below in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,39 @@
+"""Asks a trained run the held-out questions and prints the accuracy by kind of question.
+
+python scripts/evaluate.py --run runs/lmeye-tiny [--stage align] [--without_picture]
+"""
+
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from mmjax.train.build import load_run
+from mmjax.train.evaluation import evaluate, picture_features, question_section
+from mmjax.train.report import accuracy_table
+
+RUN = flags.DEFINE_string("run", None, "run directory", required=True)
+STAGE = flags.DEFINE_string("stage", None, "evaluate as of this stage; the last one by default")
+WITHOUT_PICTURE = flags.DEFINE_bool(
+    "without_picture", False, "withhold the picture: what can be guessed"
+)
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    workdir = Path(RUN.value)
+    run, stage = load_run(workdir, STAGE.value)
+    section = question_section(run.config, stage)
+    with jax.set_mesh(run.mesh):
+        features = picture_features(run, workdir / "features.npz")
+        accuracy, _ = evaluate(
+            run, run.params, section, features, without_picture=WITHOUT_PICTURE.value
+        )
+    print(
+        f"{workdir} after stage {stage}, {section['data']['source']} {section['data']['split']}\n"
+    )
+    print(accuracy_table(accuracy.kinds))
+
+
+if __name__ == "__main__":
+    app.run(main)

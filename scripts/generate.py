@@ -1,0 +1,46 @@
+"""A question about a picture, answered by a trained run.
+
+python scripts/generate.py --run runs/lmeye-tiny --image picture.png --question "what shape is
+this?"
+"""
+
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from mmjax.data.templates import from_json
+from mmjax.generate.ask import ask
+from mmjax.train.build import load_run
+from mmjax.train.evaluation import question_section
+
+RUN = flags.DEFINE_string("run", None, "run directory", required=True)
+STAGE = flags.DEFINE_string("stage", None, "the model as of this stage; the last one by default")
+IMAGE = flags.DEFINE_string("image", None, "picture: JPEG, PNG, WebP, BMP or GIF", required=True)
+QUESTION = flags.DEFINE_string("question", None, "what to ask", required=True)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 64, "tokens of the answer at most", lower_bound=1
+)
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    run, stage = load_run(Path(RUN.value), STAGE.value)
+    with jax.set_mesh(run.mesh):
+        section = question_section(run.config, stage)
+        answer = ask(
+            run.system,
+            run.params,
+            run.tokenizer,
+            from_json(section["template"]),
+            image=Path(IMAGE.value),
+            question=QUESTION.value,
+            image_size=section["data"]["image_size"],
+            max_new_tokens=MAX_NEW_TOKENS.value,
+            mesh=run.mesh,
+        )
+    print(answer)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,79 @@
+"""Every op is undone by its inverse, bit for bit, and its shape maps tell the truth."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from conversion.ops import IDENTITY, Conv, Transpose, join_rows, split_rows
+
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int32)
+
+
+def _random(rng, shape, dtype):
+    """Any bits, NaNs and all."""
+    dtype = np.dtype(dtype)
+    return rng.integers(0, 256, (*shape, dtype.itemsize), np.uint8).view(dtype).reshape(shape)
+
+
+def _shape(rng, op):
+    if isinstance(op, Conv):
+        d, p = rng.integers(1, 7, 2)
+        return (d, op.channels, p, p)
+    rank = 2 if isinstance(op, Transpose) else rng.integers(0, 4)
+    return tuple(rng.integers(1, 7, rank))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", [IDENTITY, Transpose(), Conv(), Conv(channels=1)])
+def test_inverse_undoes_forward(op, dtype):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x = _random(rng, _shape(rng, op), dtype)
+        y = op.forward(x)
+        assert y.shape == op.forward_shape(x.shape)
+        assert op.inverse_shape(y.shape) == x.shape
+        back = op.inverse(y)
+        assert back.dtype == x.dtype and back.shape == x.shape and back.tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_joined_as_they_were_split(dtype):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        lengths = rng.integers(0, 5, rng.integers(1, 4)).tolist()
+        x = _random(rng, (sum(lengths), 3), dtype)
+        parts = split_rows(x, lengths)
+        assert [len(part) for part in parts] == lengths
+        assert join_rows(parts).tobytes() == x.tobytes()
+
+
+def test_split_rows_takes_all_rows():
+    with pytest.raises(ValueError, match="5 rows cannot be cut"):
+        split_rows(np.zeros((5, 2)), [2, 2])
+
+
+def test_conv_is_the_product_with_patches_in_reading_order():
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal((5, 3, 2, 2), np.float32)
+    pixels = rng.standard_normal((1, 4, 6, 3), np.float32)
+    patches = [pixels[0, r : r + 2, c : c + 2].reshape(-1) for r in (0, 2) for c in (0, 2, 4)]
+    ours = np.stack(patches) @ Conv().forward(weight)
+    theirs = torch.nn.functional.conv2d(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(weight), stride=2
+    )
+    np.testing.assert_allclose(ours, theirs[0].flatten(1).T.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [(Transpose(), (3,)), (Conv(), (4, 1, 2, 2)), (Conv(), (4, 3, 2, 3)), (Conv(), (4, 3))],
+)
+def test_shapes_that_an_op_does_not_take(op, shape):
+    with pytest.raises(ValueError, match="not"):
+        op.forward_shape(shape)
+
+
+def test_shapes_that_conv_cannot_have_made():
+    with pytest.raises(ValueError, match="no square patch"):
+        Conv().inverse_shape((15, 4))

@@ -1,0 +1,206 @@
+"""The commands, from file to file."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from conversion.__main__ import main
+from conversion.io import read
+from conversion.store import load_imported, save_imported
+from conversion.transfer import save_hf
+from mmjax.models.llama import Llama, LlamaConfig
+from mmjax.nn.param import specs
+from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.system import config_from_dict, config_to_dict
+
+
+def _run(command, *paths):
+    return main(command.split() + [str(path) for path in paths])
+
+
+def _states_equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a
+    )
+
+
+def _import(tmp_path, net_file, llama_folder, clip_folder, options=""):
+    out = tmp_path / "imported"
+    status = _run(
+        f"import --system lmeye {options} --out {out} --source", llama_folder, clip_folder, net_file
+    )
+    return status, out
+
+
+@pytest.mark.parametrize(("legacy", "prefix"), [(True, ""), (False, "module.")])
+def test_lmeye_there_and_back(tmp_path, net, llama_folder, clip_folder, legacy, prefix):
+    optimizer = torch.optim.AdamW(net.values())
+    for parameter in net.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    saved = {
+        "net": {prefix + k: v for k, v in net.items()},
+        "optimizer": optimizer.state_dict(),
+        "epoch": 4,
+    }
+    torch.save(saved, tmp_path / "net.pth", _use_new_zipfile_serialization=not legacy)
+    status, out = _import(tmp_path, tmp_path / "net.pth", llama_folder, clip_folder)
+    assert status == 0
+
+    config, params = load_imported(out)
+    assert (config["format_version"], config["system"], config["variant"]) == (1, "lmeye", None)
+    wanted = specs(LMEye(config_from_dict(LMEyeConfig, config["model"])))
+    assert {path: leaf.shape for path, leaf in params.items()} == {
+        p: s.shape for p, s in wanted.items()
+    }
+    np.testing.assert_array_equal(
+        params["decomposition.kernel"], net["promptMlp.weight"].detach().numpy().T
+    )
+    assert not params["language.embedding.added"].any()
+    report = json.loads((out / "report.json").read_text())
+    assert "Q4" in report["initialised"]["language.embedding.added"]
+    assert [len(file["sha256"]) for file in report["files"]] == [64, 64, 64]
+    assert any("optimizer" in notice for notice in report["notices"])
+
+    option = "--module-prefix" if prefix else ""
+    assert (
+        _run(f"export {option} --format original --checkpoint {out} --out", tmp_path / "original")
+        == 0
+    )
+    again = torch.load(tmp_path / "original" / "checkpoint.pth", weights_only=True)
+    assert list(again) == ["net"] and again["net"].keys() == saved["net"].keys()
+    assert all(
+        torch.equal(again["net"][k], v) and v.dtype == torch.float16
+        for k, v in saved["net"].items()
+    )
+
+    assert _run(f"export --format hf --checkpoint {out} --out", tmp_path / "hf") == 0
+    for name, kind, before in (
+        ("language", transformers.LlamaForCausalLM, llama_folder),
+        ("clip", transformers.CLIPModel, clip_folder),
+    ):
+        assert _states_equal(
+            kind.from_pretrained(tmp_path / "hf" / name), kind.from_pretrained(before)
+        )
+
+
+def test_stage_1(tmp_path, net_stage1, llama_folder, clip_folder):
+    torch.save({"net": net_stage1}, tmp_path / "net.pth")
+    status, out = _import(tmp_path, tmp_path / "net.pth", llama_folder, clip_folder)
+    assert status == 0
+    _, params = load_imported(out)
+    np.testing.assert_array_equal(
+        params["image_linear.kernel"], net_stage1["imageLinear.weight"].detach().numpy().T
+    )
+    assert params["request_linear.kernel"].any()  # as the model declares it
+    report = json.loads((out / "report.json").read_text())
+    assert report["initialised"]["request_linear.kernel"] == "stage 2 trains it from scratch"
+    assert (
+        _run(f"export --stage 1 --format original --checkpoint {out} --out", tmp_path / "original")
+        == 0
+    )
+    again = torch.load(tmp_path / "original" / "checkpoint.pth", weights_only=True)["net"]
+    assert again.keys() == net_stage1.keys() and all(
+        torch.equal(again[k], v) for k, v in net_stage1.items()
+    )
+
+
+def test_upstreams_overwriting_is_an_option(tmp_path, net, llama_folder, clip_folder):
+    torch.save({"net": net}, tmp_path / "net.pth")
+    status, out = _import(
+        tmp_path, tmp_path / "net.pth", llama_folder, clip_folder, "--upstream-embedding-img-bug"
+    )
+    _, params = load_imported(out)
+    assert status == 0
+    np.testing.assert_array_equal(params["image_embedding"], net["embedding_imgd"].detach().numpy())
+    np.testing.assert_array_equal(params["slot_embedding"], net["embedding_imgd"].detach().numpy())
+
+
+def test_what_does_not_fit_leaves_nothing_behind(tmp_path, net, llama_folder, clip_folder, capsys):
+    torch.save({"net": net}, tmp_path / "net.pth")
+    status, _ = _import(
+        tmp_path, tmp_path / "net.pth", llama_folder, clip_folder, "--variant llama-7b"
+    )
+    assert status == 1
+    told = capsys.readouterr().err
+    assert (
+        "language.embed_dim is 32, the variant has 4096" in told
+        and "clip.vision.num_layers is 1" in told
+    )
+
+    del net["promptMlp.bias"]
+    torch.save({"net": net | {"extra": torch.ones(1)}}, tmp_path / "net.pth")
+    assert _import(tmp_path, tmp_path / "net.pth", llama_folder, clip_folder)[0] == 1
+    told = capsys.readouterr().err
+    assert "promptMlp.bias" in told and "not consumed: extra" in told
+
+    assert _run(f"import --system lmeye --out {tmp_path / 'imported'} --source", llama_folder) == 1
+    assert "given: language" in capsys.readouterr().err
+    assert _run(f"import --system clip --out {tmp_path / 'imported'} --source", llama_folder) == 1
+    assert "holds a llama, not a clip" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["net.pth"]
+
+
+@pytest.mark.parametrize("system", ["llama", "clip"])
+def test_a_single_network_in_half_precision(tmp_path, system, request):
+    folder = request.getfixturevalue(f"{system}_folder")
+    kind = transformers.LlamaForCausalLM if system == "llama" else transformers.CLIPModel
+    out = tmp_path / "imported"
+    assert _run(f"import --system {system} --dtype float16 --out {out} --source", folder) == 0
+    assert _run(f"export --format hf --checkpoint {out} --out", tmp_path / "hf") == 0
+    exported = kind.from_pretrained(tmp_path / "hf")
+    assert exported.dtype == torch.float16
+    assert _states_equal(exported, kind.from_pretrained(folder).half())
+    assert _run(f"export --format original --checkpoint {out} --out", tmp_path / "original") == 1
+    assert (
+        _run(f"export --format hf --checkpoint {out} --out", tmp_path / "hf") == 1
+    )  # is there already
+
+
+def test_added_rows_are_not_dropped_by_accident(tmp_path, capsys):
+    config = LMEyeConfig.named("tiny")
+    params = {p: np.zeros(s.shape, np.float16) for p, s in specs(LMEye(config)).items()}
+    params["language.embedding.added"] = np.ones_like(params["language.embedding.added"])
+    header = {"system": "lmeye", "variant": "tiny", "model": config_to_dict(config)}
+    save_imported(tmp_path / "imported", header, params, {})
+    command = f"export --format hf --checkpoint {tmp_path / 'imported'} --out"
+    assert _run(command, tmp_path / "hf") == 1
+    assert "--drop-added-rows" in capsys.readouterr().err and not (tmp_path / "hf").exists()
+    assert _run(f"export --drop-added-rows {command.removeprefix('export ')}", tmp_path / "hf") == 0
+    assert (
+        read(tmp_path / "hf" / "language").entries["model.embed_tokens.weight"].shape[0]
+        == config.language.vocab_size
+    )
+
+
+def test_our_own_networks_as_hf_folders(tmp_path):
+    config = LlamaConfig.tiny(tied_head=True)
+    rng = np.random.default_rng(0)
+    wanted = specs(Llama(config))
+    params = {path: rng.standard_normal(s.shape, np.float32) for path, s in wanted.items()}
+    save_hf(tmp_path / "llama", config, params, max_shard_bytes=100_000)
+    assert (tmp_path / "llama" / "model.safetensors.index.json").exists()
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama")
+    table = model.get_input_embeddings().weight
+    np.testing.assert_array_equal(table.detach().numpy(), params["embedding.table"])
+    assert model.get_output_embeddings().weight is table
+
+
+def test_inspect(tmp_path, net, llama_folder, capsys):
+    torch.save({"net": net, "epoch": 1}, tmp_path / "net.pth")
+    assert _run("inspect", tmp_path / "net.pth") == 0
+    told = capsys.readouterr().out
+    assert "promptMlp.weight" in told and "(80, 16)" in told and "float16" in told
+    assert (
+        "table lmeye stage 2 net: consumes 10 of 10 keys" in told
+        and "it is: lmeye stage 2 net" in told
+    )
+    assert _run("inspect", llama_folder) == 0
+    assert "it is: llama" in capsys.readouterr().out
+    assert _run("inspect", tmp_path / "missing.pth") == 1
+    assert "no such file" in capsys.readouterr().err

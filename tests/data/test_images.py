@@ -1,0 +1,194 @@
+import io
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmjax.data.example import BadSample, Media
+from mmjax.data.images import clip_preprocess, load_image
+from mmjax.models.clip import MEAN, STD
+
+
+def noise(width, height, mode="RGB", seed=0):
+    channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(pixels.squeeze(), mode=None if mode != "CMYK" else "CMYK")
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return Media("the picture", file.getvalue())
+
+
+def photo(width, height):
+    """Something with edges and gradients, as a photograph has."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 255 * x / width, 255 * y / height
+    blue = 255 * ((x // 7 + y // 11) % 2)
+    return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
+
+
+SIZES = [
+    (64, 64),
+    (640, 480),
+    (333, 500),
+    (500, 333),
+    (100, 37),
+    (37, 100),
+    (225, 224),
+    (17, 1000),
+    (1001, 997),
+]
+
+
+@pytest.mark.parametrize("size", [224, 64, 33])
+@pytest.mark.parametrize("image_size", SIZES)
+def test_clip_preprocess_equals_transformers(image_size, size):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image = photo(*image_size)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=True
+    )
+    expected = processor(image, return_tensors="np")["pixel_values"][0]  # [3 H W]
+    pixels = clip_preprocess(image, size)
+    assert pixels.shape == (size, size, 3) and pixels.dtype == np.uint8
+    ours = (pixels.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    np.testing.assert_allclose(ours.transpose(2, 0, 1), expected, atol=1e-5)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("P", (8, 8), index) for index in (0, 1)]
+    for frame in frames:
+        frame.putpalette([250, 0, 0, 0, 250, 0])
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(Media("p", file.getvalue())).getpixel((3, 3)) == (250, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
+def test_lossless_formats(kind):
+    image = noise(9, 5)
+    loaded = load_image(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(image))
+
+
+def test_modes_become_rgb(tmp_path):
+    grey = noise(6, 4, "L")
+    rgb = np.repeat(np.asarray(grey)[..., None], 3, -1)
+    np.testing.assert_array_equal(np.asarray(load_image(encoded(grey))), rgb)
+
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)  # 16 bit
+    assert wide.mode.startswith("I")
+    np.testing.assert_array_equal(np.asarray(load_image(encoded(wide))), rgb)
+
+    both = Image.merge("LA", [grey, Image.new("L", grey.size, 7)])
+    np.testing.assert_array_equal(np.asarray(load_image(encoded(both))), rgb)
+
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    for options in ({}, {"transparency": 1}, {"transparency": b"\x00\x80"}):
+        assert load_image(encoded(palette, **options)).getpixel((0, 0)) == (200, 100, 50)
+
+    cmyk = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
+    red, green, blue = load_image(encoded(cmyk, "JPEG")).getpixel((5, 5))
+    assert red < 20 and green > 235 and blue > 235
+
+    bilevel = Image.new("1", (4, 4), 1)
+    assert load_image(encoded(bilevel)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_and_mirroring():
+    image = Image.new("RGB", (4, 2))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = load_image(encoded(image, "PNG", exif=exif))
+    assert turned.size == (2, 4)
+    assert turned.getpixel((1, 0)) == (255, 0, 0)
+    media = encoded(image)
+    assert load_image(Media("m", media.data, mirrored=True)).getpixel((3, 0)) == (255, 0, 0)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(name, data):
+        return (
+            len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+        )
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"not a picture at all", "no readable JPEG, PNG"),
+        (
+            png_header(9000, 9000),
+            "9000x9000 pixels; the limit is 50 million",
+        ),  # Pillow itself would let it pass
+        (png_header(60000, 60000), "no readable .*DecompressionBombError"),
+        (png_header(1, 100), "1x100 pixels; each side"),
+        (png_header(8, 8), "damaged or cut short"),
+        (encoded(Image.new("RGB", (1, 1))).data, "1x1 pixels"),
+        (encoded(noise(50, 50)).data[:2000], "damaged or cut short"),
+        (encoded(noise(50, 50), "JPEG").data[:900], "damaged or cut short"),
+        (encoded(noise(8, 8), "TIFF").data, "no readable JPEG, PNG"),
+    ],
+)
+def test_bad_pictures_say_which_and_why(data, reason, tmp_path):
+    for media in (Media("the picture", data), Media("key", tmp_path / "the picture.png")):
+        if not isinstance(media.data, bytes):
+            media.data.write_bytes(data)
+        with pytest.raises(BadSample, match=reason) as caught:
+            load_image(media)
+        assert "the picture" in caught.value.source
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "none.png", tmp_path / "nowhere" / "none.png"):
+        with pytest.raises(BadSample, match="none.png: the file cannot be read"):
+            load_image(Media("m", path))
+    with pytest.raises(BadSample, match="cannot be read"):
+        load_image(Media("m", tmp_path))
+
+
+def test_damaged_pictures_never_raise_anything_else():
+    """Flips bytes all over real files: either it decodes, or it is BadSample."""
+    files = [
+        encoded(photo(40, 30), "JPEG").data,
+        encoded(photo(40, 30)).data,
+        encoded(photo(40, 30), "WEBP").data,
+        encoded(photo(40, 30).quantize(), "GIF").data,
+        encoded(photo(40, 30), "BMP").data,
+    ]
+    rng = np.random.default_rng(0)
+    for data in files:
+        for _ in range(60):
+            broken = bytearray(data)
+            for place in rng.integers(0, len(data), 4):
+                broken[place] = rng.integers(0, 256)
+            try:
+                load_image(Media("m", bytes(broken)))
+            except BadSample:
+                pass
+
+
+def test_pillow_globals_are_left_alone():
+    from PIL import ImageFile
+
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, threading.active_count()
+    with pytest.raises(BadSample):
+        load_image(Media("m", png_header(9000, 9000)))
+    assert before == (
+        Image.MAX_IMAGE_PIXELS,
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        threading.active_count(),
+    )

@@ -1,0 +1,256 @@
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.data.example import Example
+from mmjax.data.features import FeatureStore, media_of
+from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.pipeline import Pipeline, describe
+from mmjax.data.sequence import Lengths, Overlong
+from mmjax.data.sources import make_source
+from mmjax.data.templates import LMEyeQuestion, PlainText
+
+TEMPLATE = LMEyeQuestion(100, 101, num_responses=2)
+LENGTHS = Lengths(prefix=10, request=1, target=7)
+
+
+def make(source, tokenizer, **options):
+    defaults = {
+        "template": TEMPLATE,
+        "lengths": LENGTHS,
+        "batch_size": 4,
+        "seed": 0,
+        "image_size": 8,
+    }
+    return Pipeline(source, tokenizer=tokenizer, **{**defaults, **options})
+
+
+def concatenate(batches):
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *batches)
+
+
+def assert_batches_equal(one, two):
+    ones, twos = jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(two)
+    assert [path for path, _ in ones] == [path for path, _ in twos]
+    for (path, a), (_, b) in zip(ones, twos, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+def test_a_batch(source, tokenizer):
+    batch = make(source, tokenizer, shuffle=False).batch_at(2)
+    assert batch.row_id.dtype == np.int64 and batch.row_id.tolist() == [8, 9, 10, 11]
+    assert batch.frames.shape == (4, 1, 8, 8, 3) and batch.frames.dtype == np.uint8
+    assert batch.frames[1, 0, 0, 0].tolist() == [9 * 20, 0, 255 - 9]
+    assert batch.frame_item.tolist() == [[0]] * 4 and batch.frame_time.tolist() == [[-1]] * 4
+    assert batch.features is None
+    assert batch.prefix.tokens.shape == (4, 10) and batch.target.tokens.shape == (4, 7)
+    assert describe(batch, 1, tokenizer) == (
+        "row 9\n"
+        "prefix   <s> image : <media 0> what is this ?\n"
+        "request  <request 0>\n"
+        "target   <response 0> <response 1> answer : [two] [</s>]"
+    )
+
+
+def test_describe_shows_weights_and_lines_without_prefix(listed, example, tokenizer):
+    source = listed([example(0, question="what is")])
+    pipeline = make(source, tokenizer, template=PlainText(answer_weight=8), batch_size=1)
+    assert (
+        describe(pipeline.batch_at(0), 0, tokenizer)
+        == "row 0\ntarget   <s> [what] [is] [one x8] [</s> x8]"
+    )
+    assert pipeline.batch_at(0).frames is None
+
+
+def test_iterate_equals_batch_at_and_resumes(source, tokenizer):
+    pipeline = make(source, tokenizer)
+    batches = list(pipeline.iterate(num_steps=8))
+    assert len(batches) == 8
+    fresh = make(source, tokenizer)
+    for step in (5, 0, 7, 3):
+        assert_batches_equal(batches[step], fresh.batch_at(step))
+    endless = make(source, tokenizer).iterate(start_step=5)
+    for step in (5, 6, 7):
+        assert_batches_equal(next(endless), batches[step])
+    other = make(source, tokenizer, seed=1).batch_at(0)
+    assert (other.frames != batches[0].frames).any()
+
+
+def test_an_epoch_of_steps_visits_all_records(source, tokenizer):
+    colours = [
+        batch.frames[:, 0, 0, 0, 0] for batch in make(source, tokenizer).iterate(num_steps=3)
+    ]
+    assert sorted(np.concatenate(colours)) == [20 * number for number in range(12)]
+
+
+@pytest.mark.parametrize("weights", [None, {"even": 3, "odd": 1}])
+def test_hosts_share_the_same_global_batch(example, source, tokenizer, weights, tmp_path):
+    source.examples[5] = example(5, tmp_path / "missing.png")  # replaced alike on every host
+    whole = [make(source, tokenizer, weights=weights).batch_at(step) for step in range(6)]
+    for count in (2, 4):
+        parts = [
+            make(source, tokenizer, weights=weights, host=(index, count)) for index in range(count)
+        ]
+        for step, expected in enumerate(whole):
+            shares = [part.batch_at(step) for part in parts]
+            joined = concatenate(shares)
+            assert_batches_equal(joined, expected)
+
+
+def test_weights_decide_the_kinds(source, tokenizer):
+    pipeline = make(source, tokenizer, weights={"even": 3, "odd": 1})
+    colours = np.concatenate([pipeline.batch_at(step).frames[:, 0, 0, 0, 0] for step in range(8)])
+    assert (colours // 20 % 2 == 1).sum() == 8
+
+
+def test_bad_records_are_replaced_counted_and_the_same_again(example, source, tokenizer, tmp_path):
+    source.examples[3] = example(3, tmp_path / "missing.png")
+    source.examples[6] = example(6, source.examples[6].media[0].data, question="")
+    one = make(source, tokenizer)
+    batches = [one.batch_at(step) for step in range(6)]
+    two = make(source, tokenizer)
+    for step in reversed(range(6)):  # what has been quarantined before changes nothing
+        assert_batches_equal(two.batch_at(step), batches[step])
+    quarantine = sorted(one.quarantine, key=lambda entry: entry["row"])
+    assert [entry["row"] for entry in quarantine] == [3, 6]  # each once, though met in two epochs
+    assert [entry["id"] for entry in quarantine] == ["example 3", "example 6"]
+    assert "missing.png: the file cannot be read" in quarantine[0]["reason"]
+    assert "no user text" in quarantine[1]["reason"] and quarantine[0]["source"] == "list"
+
+
+def test_only_the_bad_row_changes(example, source, tokenizer, tmp_path):
+    before = [make(source, tokenizer).batch_at(step) for step in range(3)]
+    source.examples[3] = example(3, tmp_path / "missing.png")
+    after = [make(source, tokenizer).batch_at(step) for step in range(3)]
+    changed = [
+        (one.frames[row] != two.frames[row]).any()
+        for one, two in zip(before, after, strict=True)
+        for row in range(4)
+    ]
+    assert sum(changed) == 1
+
+
+def test_overlong_policies(example, source, tokenizer):
+    long = example(4, source.examples[4].media[0].data, question="what is this? " * 5)
+    source.examples[4] = long
+    dropping = make(source, tokenizer)
+    words = [
+        describe(batch, row, tokenizer)
+        for batch in dropping.iterate(num_steps=3)
+        for row in range(4)
+    ]
+    assert not any("this ? what" in text for text in words)
+    (entry,) = dropping.quarantine
+    assert entry["row"] == 4 and "its prefix has 24 tokens, the limit is 10" in entry["reason"]
+
+    cutting = make(source, tokenizer, overlong="truncate_text", shuffle=False)
+    text = describe(cutting.batch_at(1), 0, tokenizer)
+    assert "prefix   <s> image : <media 0> what is this ? what is\n" in text and "[five]" in text
+    assert not cutting.quarantine
+
+    strict = make(source, tokenizer, overlong="error", shuffle=False)
+    with pytest.raises(Overlong, match="example 4"):
+        strict.batch_at(1)
+    with pytest.raises(Overlong, match="example 4"):
+        list(strict.iterate(num_steps=2))
+
+
+def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path):
+    pictures = [example(number, tmp_path / f"{number}.png") for number in range(3)]
+    with pytest.raises(
+        RuntimeError, match=r"none can be used(?s:.*)record 0 \(example 0\): .*0.png"
+    ):
+        make(listed(pictures), tokenizer).batch_at(0)
+
+    good = [example(number, question="one") for number in range(300)]
+    bad = [example(number, question="one two " * 40) for number in range(300, 500)]
+    text = {"template": PlainText(), "lengths": Lengths(target=8), "batch_size": 10}
+    pipeline = make(listed(good + bad), tokenizer, **text)
+    with pytest.raises(RuntimeError, match=r"more than 100 of 500(?s:.*)and \d+ more"):
+        list(pipeline.iterate(num_steps=100))
+    tolerant = make(listed(good + bad), tokenizer, max_bad_fraction=0.5, **text)
+    assert len(list(tolerant.iterate(num_steps=50))) == 50
+    assert len(tolerant.quarantine) == 200
+
+
+def test_epoch_in_order_with_a_padded_end(example, source, tokenizer, tmp_path):
+    source.examples[2] = example(2, tmp_path / "missing.png")
+    source.examples[11] = example(11, tmp_path / "missing.png")
+    pipeline = make(source, tokenizer, seed=7)
+    batches = list(pipeline.epoch(4))
+    assert [row and row.id for _, rows in batches for row in rows] == [
+        f"example {number}" for number in (0, 1, 3, 4, 5, 6, 7, 8, 9, 10)
+    ] + [None, None]
+    assert np.concatenate([batch.row_id for batch, _ in batches]).tolist() == [
+        0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10,
+    ]  # fmt: skip
+    last = batches[-1][0]
+    np.testing.assert_array_equal(last.frames[3], last.frames[1])
+    assert sorted(entry["row"] for entry in pipeline.quarantine) == [2, 11]
+
+
+def test_epoch_generating_needs_no_answers(listed, source, tokenizer):
+    prompts = [Example(e.id, e.turns[:1], e.info) for e in source.examples]
+    pipeline = make(listed(prompts), tokenizer, generating=True)
+    for batch, _ in pipeline.epoch(8):
+        assert not batch.target.weights.any()
+        assert batch.target.segments.sum(axis=1).tolist() == [4] * 8  # two slots and "answer :"
+    assert not pipeline.quarantine
+
+
+def test_features_take_the_place_of_frames(source, tokenizer):
+    store = FeatureStore.compute(
+        media_of(source),
+        lambda media: clip_preprocess(load_image(media), 8),
+        lambda frames: frames.astype(np.float32).mean(axis=(1, 2)),
+        batch_size=4,
+        fingerprint="f",
+    )
+    frames = make(source, tokenizer).batch_at(1)
+    features = make(source, tokenizer, features=store, image_size=None).batch_at(1)
+    assert features.frames is None and features.features.shape == (4, 1, 3)
+    np.testing.assert_allclose(features.features, frames.frames.mean(axis=(2, 3)), atol=1e-4)
+    np.testing.assert_array_equal(features.target.tokens, frames.target.tokens)
+
+
+def test_wrong_options(source, tokenizer):
+    with pytest.raises(ValueError, match="cannot be host 2 of 2"):
+        make(source, tokenizer, host=(2, 2))
+    with pytest.raises(ValueError, match="cannot be host 0 of 3"):
+        make(source, tokenizer, host=(0, 3))
+    with pytest.raises(ValueError, match="overlong must be"):
+        make(source, tokenizer, overlong="cut")
+    with pytest.raises(ValueError, match="shuffle=True"):
+        make(source, tokenizer, shuffle=False, weights={"even": 1, "odd": 1})
+    with pytest.raises(ValueError, match="give image_size, or features"):
+        make(source, tokenizer, image_size=None).batch_at(0)
+
+
+def test_balanced_easy_vqa(tokenizer):
+    source = make_source("easy-vqa", "dev")
+    yes_no = dict.fromkeys(("plain yes", "plain no", "negated yes", "negated no"), 0.175)
+    weights = {"colour": 0.15, "shape": 0.15, **yes_no}
+    pipeline = make(source, tokenizer, weights=weights, batch_size=100, image_size=64,
+                    lengths=Lengths(prefix=18, request=1, target=10))  # fmt: skip
+    words = [
+        describe(batch, row, tokenizer)
+        for batch in pipeline.iterate(num_steps=4)
+        for row in range(100)
+    ]
+    assert (
+        abs(sum(text.count("[yes]") for text in words) - 140) <= 2
+    )  # of 400; drawn naturally 37 %
+    assert not pipeline.quarantine
+
+
+def test_importing_the_data_starts_no_backend():
+    code = (
+        "import mmjax.data.pipeline, jax\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+        "import sys; assert 'torch' not in sys.modules and 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

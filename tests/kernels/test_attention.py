@@ -1,0 +1,195 @@
+"""Attention against a softmax written down in numpy; every implementation against that of XLA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from mmjax.kernels.attention import attention
+from mmjax.parallel.mesh import AXES, make_mesh
+
+
+def plain(query, key, value, *, causal, query_segments=None, key_segments=None):
+    """One row, one head, one query at a time, in float64."""
+    (b, t, n, h), (_, s, k, _) = query.shape, key.shape
+    out = np.zeros(query.shape)
+    for row, i, head in np.ndindex(b, t, n):
+        seen = np.ones(s, bool)
+        if causal:
+            seen &= np.arange(s) <= i + s - t
+        if query_segments is not None:
+            seen &= (key_segments[row] == query_segments[row, i]) & (key_segments[row] > 0)
+        if not seen.any():
+            continue
+        group = head // (n // k)
+        scores = (
+            key[row, seen, group].astype(float) @ query[row, i, head].astype(float) / np.sqrt(h)
+        )
+        weights = np.exp(scores - scores.max())
+        out[row, i, head] = weights @ value[row, seen, group] / weights.sum()
+    return out
+
+
+def tensors(*, b=2, t, s, n=2, k=None, h, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return normal(b, t, n, h), normal(b, s, k or n, h), normal(b, s, k or n, h)
+
+
+def padded(b, t, s, left, right):
+    """Segments of a text of s places with pads on both sides, and of its last t places."""
+    keys = np.ones((b, s), np.int32)
+    for row in range(b):
+        keys[row, : left[row]] = 0
+        keys[row, s - right[row] :] = 0
+    return keys[:, s - t :], keys
+
+
+CASES = {
+    "full": dict(t=5, s=5),
+    "causal": dict(t=5, s=5, causal=True),
+    "continuation": dict(t=3, s=7, causal=True),
+    "one query": dict(t=1, s=6, causal=True),
+    "grouped heads": dict(t=4, s=6, n=6, k=2, causal=True),
+    "padded": dict(t=5, s=5, pads=([0, 2], [1, 0])),
+    "padded continuation": dict(t=3, s=7, n=4, k=2, causal=True, pads=([0, 2], [1, 0])),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_xla_against_numpy(name):
+    case = dict(causal=False, pads=None) | CASES[name]
+    causal, pads = case.pop("causal"), case.pop("pads")
+    qkv = tensors(**case, h=4)
+    segments = (None, None) if pads is None else padded(2, case["t"], case["s"], *pads)
+    options = dict(causal=causal, query_segments=segments[0], key_segments=segments[1])
+    out = attention(*map(jnp.asarray, qkv), **options, implementation="xla")
+    real = np.ones(out.shape[:2], bool) if pads is None else segments[0] > 0
+    np.testing.assert_allclose(out[real], plain(*qkv, **options)[real], atol=1e-5)
+    assert np.isfinite(out).all()  # what comes out for pads means nothing, but must not spoil a sum
+    np.testing.assert_array_equal(
+        out, attention(*map(jnp.asarray, qkv), **options)
+    )  # auto, on a CPU
+
+
+def test_packed_texts_do_not_see_each_other():
+    qkv = tensors(t=6, s=6, h=4)
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]], np.int32)
+    options = dict(causal=True, query_segments=segments, key_segments=segments)
+    out = attention(*map(jnp.asarray, qkv), **options)
+    np.testing.assert_allclose(out[segments > 0], plain(*qkv, **options)[segments > 0], atol=1e-5)
+    alone = attention(*(jnp.asarray(x[:1, 3:5]) for x in qkv), causal=True)
+    np.testing.assert_allclose(out[0, 3:5], alone[0], atol=1e-5)
+
+
+def test_the_softmax_is_in_float32():
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in tensors(t=4, s=512, h=8))
+    out = attention(query, key, value, causal=False)
+    assert out.dtype == jnp.bfloat16
+    exact = plain(*(np.asarray(x, np.float32) for x in (query, key, value)), causal=False)
+    np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=2e-3)
+
+
+SPLASH = {
+    "causal": dict(t=128, s=128, causal=True),
+    "padded continuation, grouped heads": dict(
+        t=128, s=256, n=4, k=2, causal=True, pads=([0, 90], [60, 0])
+    ),
+    "one key head": dict(t=256, s=256, n=2, k=1, causal=False, pads=([10, 0], [0, 130])),
+}
+
+
+@pytest.mark.parametrize("name", SPLASH)
+def test_splash_is_xla(name):
+    """Values and gradients; on a CPU the kernel is interpreted."""
+    case = dict(pads=None) | SPLASH[name]
+    causal, pads = case.pop("causal"), case.pop("pads")
+    qkv = tuple(map(jnp.asarray, tensors(**case, h=128)))
+    segments = (None, None) if pads is None else padded(2, case["t"], case["s"], *pads)
+    real = np.ones((2, case["t"], 1, 1)) if pads is None else (segments[0] > 0)[..., None, None]
+    pull = real * np.random.default_rng(1).normal(size=qkv[0].shape).astype(np.float32)
+
+    def run(implementation, *qkv):
+        out = attention(
+            *qkv,
+            causal=causal,
+            query_segments=segments[0],
+            key_segments=segments[1],
+            implementation=implementation,
+        )
+        return (out * pull).sum(), out * real
+
+    compute = lambda name: jax.jit(jax.grad(functools.partial(run, name), (0, 1, 2), has_aux=True))(
+        *qkv
+    )  # noqa: E731
+    (grads, out), (wanted_grads, wanted) = compute("splash"), compute("xla")
+    np.testing.assert_allclose(out, wanted, atol=2e-5)
+    for grad, wanted_grad in zip(grads, wanted_grads, strict=True):
+        np.testing.assert_allclose(grad, wanted_grad, atol=1e-4)
+
+
+def test_splash_on_a_mesh():
+    """Rows and heads spread over devices, key heads too."""
+    qkv = tuple(map(jnp.asarray, tensors(b=4, t=128, s=128, n=4, k=2, h=128)))
+    segments = padded(4, 128, 128, [0, 5, 0, 9], [0, 0, 70, 1])[1]
+    options = dict(causal=True, query_segments=segments, key_segments=segments)
+    wanted = attention(*qkv, **options, implementation="xla")
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        out = jax.jit(functools.partial(attention, **options, implementation="splash"))(*qkv)
+    real = segments > 0
+    np.testing.assert_allclose(np.asarray(out)[real], np.asarray(wanted)[real], atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["splash", "auto"])
+def test_lowering_for_a_tpu_that_is_not_there(implementation):
+    """The mesh says what the program is for; the default device, a CPU, does not."""
+    device = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        for shape in [(4, 128, 4, 128), *[(4, 256, 2, 128)] * 2]
+    ]
+
+    def loss(query, key, value):
+        segments = jnp.ones((4, 256), jnp.int32)
+        return attention(
+            query,
+            key,
+            value,
+            causal=True,
+            query_segments=segments[:, 128:],
+            key_segments=segments,
+            implementation=implementation,
+        ).sum()
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = jax.export.export(jax.jit(jax.grad(loss)), platforms=["tpu"])(*shapes).mlir_module()
+    assert "tpu_custom_call" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "implementation", "match"),
+    [
+        (dict(), "flash", "'flash' is none of auto, xla, cudnn, splash"),
+        (dict(t=100), "splash", "lengths must be multiples of 128"),
+        (dict(s=130), "splash", "lengths must be multiples of 128"),
+        (
+            dict(h=64),
+            "splash",
+            r"queries \(2, 128, 2, 64\).* head dimension must be a multiple of 128",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, implementation, match):
+    query, key, value = tensors(**dict(t=128, s=128, h=128) | changes)
+    with pytest.raises(ValueError, match=match):
+        attention(query, key, value, causal=False, implementation=implementation)
+
+
+def test_segments_come_in_pairs():
+    query, key, value = tensors(t=4, s=4, h=4)
+    with pytest.raises(ValueError, match="both queries and keys"):
+        attention(query, key, value, causal=True, key_segments=np.ones((2, 4), np.int32))

@@ -1,0 +1,113 @@
+"""Models of a few thousand parameters, random weights that make every part of them count, and batches for them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mmjax.data.batch import Batch
+from mmjax.data.sequence import Lengths, assemble
+from mmjax.data.templates import Encoded, Segment
+from mmjax.models.clip import ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.llama import LlamaConfig
+from mmjax.nn.param import ParamSpec
+from mmjax.systems.lmeye import LMEyeConfig
+
+PAD, EOS = 0, 2
+LENGTHS = Lengths(target=12, prefix=8, request=2)
+
+
+def llama_config(**changes) -> LlamaConfig:
+    sizes = dict(vocab_size=24, num_layers=2, embed_dim=16, mlp_dim=32, num_heads=4, num_kv_heads=2)
+    return LlamaConfig(**sizes | changes)
+
+
+def clip_config() -> ClipConfig:
+    """Every width is another one, so that none can stand in for another."""
+    return ClipConfig(
+        vision=ClipVisionConfig(
+            image_size=8, patch_size=4, num_layers=1, embed_dim=8, mlp_dim=16, num_heads=2
+        ),
+        text=ClipTextConfig(
+            vocab_size=11, max_positions=9, num_layers=2, embed_dim=12, mlp_dim=24, num_heads=2
+        ),
+        projection_dim=10,
+    )
+
+
+def lmeye_config(**changes) -> LMEyeConfig:
+    language = changes.pop("language", llama_config(added_rows=2))
+    sizes = dict(language=language, clip=clip_config(), num_prompts=3, num_responses=2, dropout=0.0)
+    return LMEyeConfig(**sizes | changes)
+
+
+def random_params(specs: Mapping[str, ParamSpec], seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights large enough that a mistake anywhere shows; norms' scales around 1."""
+    params = {}
+    for number, (path, spec) in enumerate(sorted(specs.items())):
+        noise = np.random.default_rng([seed, number]).normal(size=spec.shape)
+        name = path.rpartition(".")[2]
+        if name == "kernel":
+            noise = noise * spec.shape[-2] ** -0.5
+        elif name == "scale":
+            noise = 1 + 0.1 * noise
+        elif name in ("bias", "position", "logit_scale"):
+            noise = 0.1 * noise
+        params[path] = noise.astype(np.float32)
+    return params
+
+
+def lmeye_rows(
+    config: LMEyeConfig, count: int, *, answers: bool = True, seed: int = 0
+) -> list[Encoded]:
+    """Questions and answers of different lengths, in the layout of the templates."""
+    rng = np.random.default_rng(seed)
+    vocab = config.language.vocab_size + config.language.added_rows - 2
+
+    def text(longest: int, *, shortest: int = 1) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(3, vocab, rng.integers(shortest, longest + 1)))
+
+    rows = []
+    for _ in range(count):
+        prefix = [
+            Segment(text(2)),
+            Segment((config.image_token,), slot=("media", 0)),
+            Segment(text(5)),
+        ]
+        request = [Segment((config.slot_token,), slot=("request", 0))]
+        slots = [
+            Segment((config.slot_token,), slot=("response", j)) for j in range(config.num_responses)
+        ]
+        target = [*slots, Segment((5, 6))]
+        if answers:
+            target.append(Segment((*text(6), EOS), is_target=True))
+        rows.append(Encoded(target, prefix, request))
+    return rows
+
+
+def lmeye_batch(
+    config: LMEyeConfig,
+    count: int,
+    *,
+    lengths: Lengths = LENGTHS,
+    answers: bool = True,
+    seed: int = 0,
+) -> Batch:
+    """With stored features; ``row_id`` 100, 101, ..."""
+    prefix, request, target = assemble(
+        lmeye_rows(config, count, answers=answers, seed=seed), lengths, PAD
+    )
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, 1, config.clip.projection_dim)).astype(np.float32)
+    return Batch(
+        np.arange(100, 100 + count), target, prefix=prefix, request=request, features=features
+    )
+
+
+def randomise(model, seed: int = 0) -> None:
+    """`random_params` for a torch module, in place: transformers starts so small that nothing depends on anything."""
+    rng = np.random.default_rng(seed)
+    for value in model.parameters():
+        noise = rng.normal(size=tuple(value.shape))
+        one = 1 if value.ndim == 1 and bool((value == 1).all()) else 0  # norms' scales
+        scale = value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
+        value.data.copy_(value.data.new_tensor(one + scale * noise))
