@@ -45,7 +45,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
     else:
         model = ContrastiveConfig.named("tiny")
         config.model = config_to_dict(model)
-        config.tokenizer = "asset:tiny/llama"
+        config.tokenizer = "words"
         template = CaptionPair(model.clip.text.vocab_size - 2, model.clip.text.vocab_size - 1)
         lengths = dict(target=16, request=16)
         data = dict(
@@ -74,4 +74,15 @@ def get_config(variant: str = "llama") -> ConfigDict:
             keep_checkpoints=1,
         )
     )
+    if variant == "llama":
+        # Having learned to answer from captions, it learns to do without their word order, as it
+        # will have to when one vector holds all that a picture shows.
+        config.stages = ("captions", "words")
+        config.captions, config.words = (
+            config.pretrain,
+            config.pretrain.copy_and_resolve_references(),
+        )
+        config.words.steps = 1000
+        config.words.data.options = dict(shuffled=0.5)
+        del config.pretrain
     return config

@@ -15,6 +15,8 @@ full size, with the paper's recipes (LMEye reference, section 3)
         --config.instruct.data.source=jsonl:instructions.jsonl
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import LMEyeCaption, LMEyeQuestion, to_json
@@ -49,7 +51,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             model=config_to_dict(model),
             seed=0,
             weights=dict(
-                language="asset:tiny/llama" if tiny else "", clip="asset:tiny/clip" if tiny else ""
+                all="",  # an imported LMEye, in place of the other two
+                language="asset:tiny/llama" if tiny else "",
+                clip="asset:tiny/clip" if tiny else "",
             ),
             tokenizer="asset:tiny/llama" if tiny else "",
             frozen_dtype="float32" if tiny else "bfloat16",
@@ -60,29 +64,26 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             stages=("align", "instruct"),
         )
     )
-    # The tiny language model knows a picture's place by the words before it; the paper's has none.
-    words = dict(add_bos=True, before="Image: ") if tiny else {}
-    caption = to_json(LMEyeCaption(model.image_token, **words))
-    question = LMEyeQuestion(
-        model.image_token,
-        model.slot_token,
-        model.num_responses,
-        interaction="blind" if blind else "request",
-    )
-    unaided = LMEyeQuestion(
-        model.image_token, model.slot_token, model.num_responses, interaction="none"
-    )
-    question, unaided = to_json(question), to_json(unaided)
+    # The tiny language model has only met pictures as "Image: SOMETHING." in its pretraining.
+    caption = LMEyeCaption(model.image_token)
+    question = LMEyeQuestion(model.image_token, model.slot_token, model.num_responses)
+    if tiny:
+        caption = dataclasses.replace(caption, add_bos=True, before="Image: ", after=".")
+        question = dataclasses.replace(question, after=".\n {text} ")
+    unaided = to_json(dataclasses.replace(question, interaction="none"))
+    if blind:
+        question = dataclasses.replace(question, interaction="blind")
+    caption, question = to_json(caption), to_json(question)
     size = model.clip.vision.image_size
     common = dict(log_every=20, eval_every=0, keep_checkpoints=2)
     if tiny:
         captions = dict(source="easy-vqa", split="train", options=dict(task="caption"))
         questions = dict(source="easy-vqa", split="train", weights=BALANCED)
         prompt = (
-            dict(prefix=4, request=1, target=19) if blind else dict(prefix=14, request=1, target=9)
+            dict(prefix=4, request=1, target=20) if blind else dict(prefix=15, request=1, target=9)
         )
         ask = dict(source="easy-vqa", image_size=size, lengths=prompt)
-        ask_unaided = ask | dict(lengths=dict(prefix=14, target=4))
+        ask_unaided = ask | dict(lengths=dict(prefix=15, target=4))
         asking = dict(batch_size=256, max_new_tokens=2)
         config.align = dict(
             steps=250,

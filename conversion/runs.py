@@ -57,8 +57,9 @@ def read_run(folder: str | Path) -> Source:
                 "finish the training first"
             )
         arrays |= trained
-    if frozen := {part: where for part, where in config["weights"].items() if where}:
-        arrays = load_weights(frozen, wanted) | arrays
+    sources = {part: where for part, where in config["weights"].items() if where}
+    sources = {"": sources["all"]} if "all" in sources else sources
+    arrays = load_weights(sources, wanted) | arrays
     header = {"variant": config["variant"], "tokenizer": str(folder / "tokenizer")}
     if config["system"] in FOUNDATIONS:
         network, part = FOUNDATIONS[config["system"]]

@@ -1,13 +1,16 @@
 """Imported checkpoints on disk.
 
-config.json    format_version, system, variant, model: the model's config as plain values
+config.json    format_version, system, variant, model: the model's config as plain values;
+               template: how it is asked (LMEye)
+tokenizer/     the language model's, where its folder had one
 params/        one Orbax item: the flat dict of parameters
 report.json    where every tensor came from, what was ignored or initialised and why
 """
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,12 +24,19 @@ CHUNK_BYTES = 32 << 20  # what is read and decoded at once
 
 
 def save_imported(
-    folder: str | Path, config: Mapping, params: Mapping[str, np.ndarray], report: Mapping
+    folder: str | Path,
+    config: Mapping,
+    params: Mapping[str, np.ndarray],
+    report: Mapping,
+    *,
+    tokenizer: Sequence[Path] = (),
 ) -> None:
     """Writes an imported checkpoint; under its name only once it is complete.
 
     Args:
-      config: ``system``, ``variant`` (or None) and ``model``; the version is added.
+      config: ``system``, ``variant`` (or None), ``model``, and what else is to be kept; the version
+        is added.
+      tokenizer: files that go into ``tokenizer/``.
 
     Raises:
       FileExistsError: ``folder`` exists.
@@ -40,6 +50,9 @@ def save_imported(
             ("report", report),
         ):
             (temporary / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+        for file in tokenizer:
+            (temporary / "tokenizer").mkdir(exist_ok=True)
+            shutil.copy(file, temporary / "tokenizer")
 
 
 def _save_params(folder: Path, params: dict[str, np.ndarray]) -> None:
@@ -95,6 +108,8 @@ def read_imported(folder: str | Path) -> Source:
             f"{folder}: format version {config['format_version']}, "
             f"this program reads {FORMAT_VERSION}; import it again from its source"
         )
+    if (folder / "tokenizer").is_dir():
+        config["tokenizer"] = str(folder / "tokenizer")
     checkpointer = ocp.PyTreeCheckpointer()
     stored = checkpointer.metadata(folder / "params").item_metadata.tree
 

@@ -18,6 +18,7 @@ from conversion.recognise import LMEYE_NET, LMEYE_STAGE1, recognise
 from conversion.runs import is_run, read_run
 from conversion.store import read_imported, save_imported, staged
 from conversion.tables import lmeye
+from mmjax.data.templates import LMEyeQuestion, to_json
 from mmjax.models.clip import ClipConfig
 from mmjax.models.llama import LlamaConfig
 from mmjax.nn.param import specs, subset
@@ -27,6 +28,15 @@ from mmjax.systems.system import config_from_dict, config_to_dict
 CONFIGS = {"lmeye": LMEyeConfig} | {name: network.config for name, network in NETWORKS.items()}
 SIZES = ("vocab_size", "num_layers", "embed_dim", "mlp_dim", "num_heads")
 ADDED = "embedding.added"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def import_checkpoint(
@@ -65,9 +75,20 @@ def import_checkpoint(
         "files": [_file(path) for _, source in parts for path in source.files],
     }
     header = {"system": system, "variant": variant, "model": config_to_dict(config)}
+    if isinstance(config, LMEyeConfig):
+        template = LMEyeQuestion(config.image_token, config.slot_token, config.num_responses)
+        header["template"] = to_json(template)
+    tokenizer = [
+        file
+        for path, source in zip(map(Path, sources), opened, strict=True)
+        if source.config is not None and network_of(source.config, path) == "llama"
+        for name in TOKENIZER_FILES
+        if (file := path / name).is_file()
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
     with staged(out.parent) as put:
-        save_imported(out, header, carry_out(decided, dtype=dtype, put=put), report)
+        params = carry_out(decided, dtype=dtype, put=put)
+        save_imported(out, header, params, report, tokenizer=tokenizer)
     return report
 
 
@@ -254,7 +275,7 @@ def export_checkpoint(
                 _write_hf(
                     temporary / name, part, below, dtype=dtype, max_shard_bytes=max_shard_bytes
                 )
-                if isinstance(part, LlamaConfig) and (tokenizer := source.config.get("tokenizer")):
+                if name in ("", "language") and (tokenizer := source.config.get("tokenizer")):
                     shutil.copytree(tokenizer, temporary / name, dirs_exist_ok=True)
     return sorted(str(path) for path in Path(out).rglob("*") if path.is_file())
 

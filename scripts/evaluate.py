@@ -6,8 +6,9 @@ python scripts/evaluate.py --run runs/lmeye-tiny [--stage align] [--without_pict
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
+from mmjax import command
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import evaluate, picture_features, question_section
 from mmjax.train.report import accuracy_table
@@ -20,7 +21,6 @@ WITHOUT_PICTURE = flags.DEFINE_bool(
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)
     workdir = Path(RUN.value)
     run, stage = load_run(workdir, STAGE.value)
     section = question_section(run.config, stage)
@@ -36,4 +36,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -1,4 +1,4 @@
-"""A question about a picture, answered by a trained run.
+"""A question about a picture, answered by a trained run or an imported checkpoint.
 
 python scripts/generate.py --run runs/lmeye-tiny --image picture.png --question "what shape is
 this?"
@@ -7,14 +7,15 @@ this?"
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
+from mmjax import command
 from mmjax.data.templates import from_json
 from mmjax.generate.ask import ask
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import question_section
 
-RUN = flags.DEFINE_string("run", None, "run directory", required=True)
+RUN = flags.DEFINE_string("run", None, "run directory, or imported checkpoint", required=True)
 STAGE = flags.DEFINE_string("stage", None, "the model as of this stage; the last one by default")
 IMAGE = flags.DEFINE_string("image", None, "picture: JPEG, PNG, WebP, BMP or GIF", required=True)
 QUESTION = flags.DEFINE_string("question", None, "what to ask", required=True)
@@ -24,7 +25,6 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)
     run, stage = load_run(Path(RUN.value), STAGE.value)
     with jax.set_mesh(run.mesh):
         section = question_section(run.config, stage)
@@ -43,4 +43,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -15,9 +15,10 @@ import json
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from mmjax import command
 from mmjax.evaluate.accuracy import Accuracy, compare
 from mmjax.train.build import load_run
 from mmjax.train.config import resolve
@@ -33,7 +34,6 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)
     rows: dict[str, list[Accuracy]] = {
         "withheld": [],
         "stage 1 only": [],
@@ -63,4 +63,4 @@ def test(workdir: Path, stage: str | None = None, *, without_picture: bool = Fal
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

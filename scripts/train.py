@@ -7,9 +7,10 @@ python scripts/train.py --config configs/lmeye.py[:variant] [--workdir runs/x]
 
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from mmjax import command
 from mmjax.parallel.distributed import initialize
 from mmjax.train.config import resolve
 from mmjax.train.loop import train
@@ -20,11 +21,10 @@ flags.mark_flag_as_required("config")
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # JAX and Orbax tell much at INFO
     config = resolve(CONFIG.value)
     initialize()
     train(config, Path(WORKDIR.value or f"runs/{config['system']}-{config['variant']}"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -1,8 +1,10 @@
-"""Eight fake devices on the CPU, so that nothing that needs several is left out; set before anything imports jax."""
+"""Eight fake devices on the CPU, so that nothing is left out; set before anything imports jax."""
 
 import os
 import tempfile
 from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -18,3 +20,13 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"mmjax-tests-{os.getuid()}")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """For programs that run for a moment: compiling them well takes longer than running them."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

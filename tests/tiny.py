@@ -1,7 +1,9 @@
-"""Models of a few thousand parameters, random weights that make every part of them count, and batches for them."""
+"""Models of a few thousand parameters, weights that make every part of them count, and batches."""
 
+import re
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from mmjax.data.batch import Batch
@@ -9,8 +11,12 @@ from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
 from mmjax.models.clip import ClipConfig, ClipTextConfig, ClipVisionConfig
 from mmjax.models.llama import LlamaConfig
-from mmjax.nn.param import ParamSpec
+from mmjax.nn.param import ParamSpec, specs
+from mmjax.parallel.sharding import replicated, resolve
 from mmjax.systems.lmeye import LMEyeConfig
+from mmjax.systems.system import System
+from mmjax.train.optim import OptimizerConfig, make_optimizer
+from mmjax.train.state import TrainState
 
 PAD, EOS = 0, 2
 LENGTHS = Lengths(target=12, prefix=8, request=2)
@@ -40,10 +46,10 @@ def lmeye_config(**changes) -> LMEyeConfig:
     return LMEyeConfig(**sizes | changes)
 
 
-def random_params(specs: Mapping[str, ParamSpec], seed: int = 0) -> dict[str, np.ndarray]:
+def random_params(wanted: Mapping[str, ParamSpec], seed: int = 0) -> dict[str, np.ndarray]:
     """Weights large enough that a mistake anywhere shows; norms' scales around 1."""
     params = {}
-    for number, (path, spec) in enumerate(sorted(specs.items())):
+    for number, (path, spec) in enumerate(sorted(wanted.items())):
         noise = np.random.default_rng([seed, number]).normal(size=spec.shape)
         name = path.rpartition(".")[2]
         if name == "kernel":
@@ -103,8 +109,23 @@ def lmeye_batch(
     )
 
 
+def start(system: System, mesh, preset: str, frozen: str, settings: OptimizerConfig):
+    """(state before step 1, frozen parameters, optimizer), on the mesh; ``frozen`` is a regex."""
+    wanted = specs(system)
+    params = jax.device_put(random_params(wanted), resolve(wanted, mesh, preset))
+    trainable = {path: value for path, value in params.items() if not re.fullmatch(frozen, path)}
+    optimizer = make_optimizer(settings, dict.fromkeys(trainable, 1.0), 100)
+    state = TrainState.start(trainable, optimizer)
+    counters = lambda x: x if x.ndim else jax.device_put(x, replicated(mesh))  # noqa: E731
+    return (
+        jax.tree.map(counters, state),
+        {path: value for path, value in params.items() if path not in trainable},
+        optimizer,
+    )
+
+
 def randomise(model, seed: int = 0) -> None:
-    """`random_params` for a torch module, in place: transformers starts so small that nothing depends on anything."""
+    """`random_params` for a torch module, in place: its own are too small to matter."""
     rng = np.random.default_rng(seed)
     for value in model.parameters():
         noise = rng.normal(size=tuple(value.shape))

@@ -65,7 +65,7 @@ class ClipConfig:
         size = dict(embed_dim=128, mlp_dim=512, num_heads=4)
         return cls(
             vision=ClipVisionConfig(image_size=64, patch_size=8, num_layers=4, **size),
-            text=ClipTextConfig(vocab_size=49, max_positions=32, num_layers=2, **size),
+            text=ClipTextConfig(vocab_size=30, max_positions=32, num_layers=2, **size),
             projection_dim=128,
         )
 

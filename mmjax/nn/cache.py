@@ -47,10 +47,11 @@ class Cache:
     @classmethod
     def start(cls, parts: list[KeyValues], *, position: jax.Array, room: int) -> "Cache":
         """The parts one after the other, then ``room`` free places."""
-        grow = lambda x, axis: jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
-        join = lambda name, axis: grow(
-            jnp.concatenate([getattr(p, name) for p in parts], axis), axis
-        )
+
+        def join(name: str, axis: int) -> jax.Array:
+            x = jnp.concatenate([getattr(part, name) for part in parts], axis)
+            return jnp.pad(x, [(0, room if i == axis else 0) for i in range(x.ndim)])
+
         end = sum(part.segments.shape[1] for part in parts)
         return cls(
             join("keys", 2), join("values", 2), join("segments", 1), position, jnp.int32(end)

@@ -10,6 +10,7 @@ period p    every p-th layer has an extra part (cross-attention, an adapter), st
 taps        the hidden states after chosen layers
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -33,7 +34,7 @@ def stack(block: nnx.Module, num_layers: int, splits: tuple[int, ...] = ()) -> n
     if not splits:
         return stack_params(block, num_layers)
     return nnx.List(
-        [stack_params(block, stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        [stack_params(block, stop - start) for start, stop in itertools.pairwise(bounds)]
     )
 
 

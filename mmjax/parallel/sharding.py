@@ -49,8 +49,11 @@ def resolve(specs: Mapping[str, Any], mesh: Mesh, preset: str) -> dict[str, Name
         axes = [None if name is None else rules[name] for name in spec.axes]
         axes = [axis if axis is None or mesh.shape[axis] > 1 else None for axis in axes]
         used = [axis for axis in axes if axis is not None]
-        if len(used) != len(set(used)):
-            problems.append(f"{path}: dimensions {spec.axes} share the mesh axis {used[0]!r}")
+        if twice := sorted({axis for axis in used if used.count(axis) > 1}):
+            problems.append(
+                f"{path}: dimensions {spec.axes} share the mesh axis {', '.join(map(repr, twice))}"
+            )
+            continue
         for i, axis in enumerate(axes):
             if axis is not None and spec.shape[i] % mesh.shape[axis]:
                 if spec.size * spec.dtype.itemsize >= REPLICATE_BELOW:

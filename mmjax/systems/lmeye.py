@@ -109,7 +109,7 @@ class LMEye(System):
         self.image_embedding = param((1, d), (None, "embed"), normal(config.slot_std))
         self.slot_embedding = param((1, d), (None, "embed"), normal(config.slot_std))
         self.decomposition = Linear(joint, p * text, axes=into_clip)
-        self.request_linear = Linear(d, text, axes=("embed", "clip_embed"))
+        self.request_linear = Linear(d, text, axes=("embed", "projection"))
         self.response_linear = Linear(joint, k * d, axes=into_llm, gain=config.gain)
         self.config = config
         self.dtype = jnp.dtype(config.dtype)

@@ -88,8 +88,8 @@ def build(config: dict) -> Run:
 
 
 def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Params:
-    """Imported where ``config.weights`` names a source for the module, created from the seed
-    elsewhere.
+    """Imported where ``config.weights`` names a source for the module (``all``: one imported
+    checkpoint for everything), created from the seed elsewhere.
 
     What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
     """
@@ -107,7 +107,7 @@ def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Par
     def put(path: str, array) -> jax.Array:
         return jax.device_put(array.astype(dtype_of(path)), shardings[path])
 
-    params = dict(load_weights(config["weights"], wanted, put=put)) if config["weights"] else {}
+    params = dict(load_weights(weight_sources(config), wanted, put=put))
     rest = {path: spec for path, spec in wanted.items() if path not in params}
 
     def create() -> Params:
@@ -117,6 +117,12 @@ def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Par
 
     params |= jax.jit(create, out_shardings={path: shardings[path] for path in rest})()
     return dict(sorted(params.items()))
+
+
+def weight_sources(config: dict) -> dict[str, str]:
+    """Module -> where its weights come from; "" is the whole model."""
+    sources = {part: where for part, where in config["weights"].items() if where}
+    return {"": sources["all"]} if "all" in sources else sources
 
 
 def load_tokenizer(config: dict) -> Tokenizer:
@@ -146,15 +152,19 @@ def stage_directory(workdir: Path, stage: str) -> Path:
 
 def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
     """The model of a run directory, as it stands after ``stage`` (default: the last one that has a
-    checkpoint).
+    checkpoint); or of an imported checkpoint, whose one stage is called ``imported``.
 
     Raises:
       FileNotFoundError: no run, or no checkpoint, is there.
     """
     file = Path(workdir) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{workdir} is no run directory: it has no config.json")
+        raise FileNotFoundError(
+            f"{workdir} is neither a run directory nor an imported checkpoint: no config.json"
+        )
     config = json.loads(file.read_text())
+    if "format_version" in config:
+        return build(_as_run(config, Path(workdir))), "imported"
     done = [name for name in config["stages"] if stage_directory(workdir, name).is_dir()]
     if stage is not None and stage not in done:
         raise FileNotFoundError(
@@ -171,3 +181,32 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
             {path: jax.device_put(x, run.params[path].sharding) for path, x in trained.items()}
         )
     return run, done[-1]
+
+
+def _as_run(header: dict, folder: Path) -> dict:
+    """The config of a run without training, on the weights of an imported checkpoint."""
+    if "template" not in header or not (folder / "tokenizer").is_dir():
+        raise ValueError(
+            f"{folder} cannot be asked anything: it has no template or no tokenizer; import a "
+            "whole system, from a language model's folder that has its tokenizer"
+        )
+    clip = header["model"]["clip"]
+    question = dict(
+        data=dict(source="", split="", image_size=clip["vision"]["image_size"]),
+        template=header["template"],
+    )
+    return dict(
+        system=header["system"],
+        variant=header["variant"],
+        model=header["model"],
+        seed=0,
+        weights={"all": str(folder)},
+        tokenizer=str(folder / "tokenizer"),
+        frozen_dtype=header["model"]["dtype"],
+        features="step",
+        mesh=dict(data=-1, fsdp=1, tensor=1),
+        preset="dp",
+        stages=["imported"],
+        imported=dict(train=[(".*", "freeze", 1.0)]),
+        test=question,
+    )

@@ -34,7 +34,7 @@ def resolve(config: ConfigDict) -> dict:
         f"weights.{part} is not set: give --config.weights.{part}="
         "<Hugging Face folder or imported checkpoint>"
         for part, where in plain["weights"].items()
-        if not where
+        if not where and part != "all" and not plain["weights"].get("all")
     ]
     if plain["features"] not in ("once", "step"):
         problems.append(f"features is {plain['features']!r}, it must be 'once' or 'step'")

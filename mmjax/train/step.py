@@ -48,7 +48,7 @@ def make_step(
             ((loss, weight, further), grads), _ = jax.lax.scan(total, zeros, slices)
         weight = jnp.maximum(weight, 1e-8)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

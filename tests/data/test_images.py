@@ -56,7 +56,9 @@ def test_clip_preprocess_equals_transformers(image_size, size):
     expected = processor(image, return_tensors="np")["pixel_values"][0]  # [3 H W]
     pixels = clip_preprocess(image, size)
     assert pixels.shape == (size, size, 3) and pixels.dtype == np.uint8
-    ours = (pixels.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    ours = (pixels.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(
+        STD, np.float32
+    )
     np.testing.assert_allclose(ours.transpose(2, 0, 1), expected, atol=1e-5)
 
 

@@ -1,131 +1,161 @@
 """The main job, shortened: both stages on real pictures with the shipped towers."""
 
 import copy
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from end_to_end.conftest import get_config, short_config
 
+from mmjax.data.images import load_image
+from mmjax.nn.param import specs
+from mmjax.systems.registry import make_system
 from mmjax.train import loop
 from mmjax.train.build import build, load_run
 from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
 from mmjax.train.evaluation import evaluate, picture_features, question_section
 
-ROOT = Path(__file__).parents[2]
+STAGES = ("align", "instruct")
 
 
-def get_config(name: str):
-    file, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location("config", ROOT / "configs" / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
-
-
-@pytest.fixture
-def config() -> dict:
-    """The default config at a hundredth of its length."""
-    config = get_config("lmeye.py")
-    config.align.steps, config.instruct.steps = 4, 6
-    for stage in (config.align, config.instruct):
-        stage.update(batch_size=8, log_every=1, save_every=2)
-        stage.optimizer.warmup_steps = 1
-        stage.eval.update(batch_size=32)
-        stage.eval.data.options = {"limit": 32}
-    del config.instruct.data["weights"]
-    config.instruct.data.options = {"limit": 400}
-    config.align.data.options.limit = 400
-    config.test.data.options = {"limit": 32}
-    config.test.batch_size = 32
-    return resolve(config)
-
-
-def trained(workdir: Path, stage: str) -> dict[str, np.ndarray]:
+def trained(workdir, stage: str) -> dict[str, np.ndarray]:
     return read_trainable(str(workdir / "checkpoints" / stage))[0]
 
 
-def losses(workdir: Path) -> list[tuple[str, int, float]]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [(line["stage"], line["step"], line["loss"]) for line in lines if "loss" in line]
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_run_resume_and_freeze(config, tmp_path, monkeypatch, capsys):
-    """An undisturbed run against one that is stopped twice and started again; what it leaves
-    behind."""
-    steps, stages = [], []
-    jit_step, train_stage = loop.jit_step, loop._train_stage
-    monkeypatch.setattr(loop, "jit_step", lambda *a: steps.append(jit_step(*a)) or steps[-1])
-    monkeypatch.setattr(
-        loop, "_train_stage", lambda s, p: stages.append(train_stage(s, p)) or stages[-1]
-    )
-    metrics = loop.train(config, tmp_path / "whole")
+def losses(workdir) -> list[tuple[str, int, float]]:
+    return [
+        (line["stage"], line["step"], line["loss"]) for line in lines(workdir) if "loss" in line
+    ]
 
-    assert [step._cache_size() for step in steps] == [1, 1], "a step compiled more than once"
-    run = build(config)
-    for stage, params in zip(config["stages"], stages, strict=True):
-        for path in run.selection(stage).frozen:
-            before = run.params[path] if stage == "align" else stages[0][path]
-            assert np.array_equal(np.asarray(before), np.asarray(params[path])), path
-        moved = [
-            p
-            for p in run.selection(stage).trainable
-            if not np.array_equal(params[p], run.params[p])
-        ]
-        assert set(moved) == set(run.selection(stage).trainable)
-    out = capsys.readouterr().out
-    assert "[" in out and "<media 0>" in out and "<response 4>" in out, (
-        "no decoded sample was shown"
-    )
-    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"eval/accuracy", "eval/accuracy_mean_of_kinds"} <= last.keys()
-    assert last["eval/accuracy"] == metrics["eval/accuracy"]
+
+def test_each_step_compiles_once(finished):
+    assert [step._cache_size() for step in finished.steps] == [1, 1]
+
+
+def test_exactly_the_selected_parameters_change(finished):
+    run = build(finished.config)
+    before = run.params
+    for stage, after in zip(STAGES, finished.stages, strict=True):
+        moved = {path for path in after if not np.array_equal(before[path], after[path])}
+        assert moved == set(run.selection(stage).trainable)
+        before = after
+
+
+def test_the_optimizer_holds_trainable_leaves_only(finished):
+    run = build(finished.config)
+    for stage in STAGES:
+        folder = finished.workdir / "checkpoints" / stage / str(finished.config[stage]["steps"])
+        stored = json.loads((folder / "optimizer" / "_METADATA").read_text())
+        names = {
+            ".".join(key["key"] for key in leaf["key_metadata"])
+            for leaf in stored["tree_metadata"].values()
+        }
+        moments = {name.partition(".adam.mu.")[2] for name in names if ".adam.mu." in name}
+        assert moments == set(run.selection(stage).trainable)
+
+
+def test_the_run_directory_tells_the_story(finished):
+    last = lines(finished.workdir)[-1]
+    assert last["eval/accuracy"] == finished.metrics["eval/accuracy"]
+    assert 0 <= last["eval/accuracy_mean_of_kinds"] <= 1
     for name in ("config.json", "curves.png", "samples.html", "tokenizer/tokenizer.json"):
-        assert (tmp_path / "whole" / name).stat().st_size > 100
+        assert (finished.workdir / name).stat().st_size > 100
+    for text in (
+        "<media 0>",
+        "<response 4> answer : [",
+        "optimizer",
+        "parameters train",
+        "mean of kinds",
+    ):
+        assert text in finished.output, text
 
+
+def test_stopped_twice_and_started_again_ends_the_same(finished, tmp_path, monkeypatch):
     put_rows, calls = loop.put_rows, []
 
     def stops(batch, mesh):
         calls.append(1)
-        if len(calls) in (4, 4 + 2 + 4):  # in align's step 4, then in instruct's fourth step
+        if len(calls) in (4, 4 + 2 + 4):  # in align's step 4, then in instruct's
             raise KeyboardInterrupt
         return put_rows(batch, mesh)
 
     monkeypatch.setattr(loop, "put_rows", stops)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            loop.train(copy.deepcopy(config), tmp_path / "stopped")
-    loop.train(config, tmp_path / "stopped")
-    for stage in config["stages"]:
-        whole, stopped = trained(tmp_path / "whole", stage), trained(tmp_path / "stopped", stage)
+            loop.train(short_config(), tmp_path)
+    loop.train(short_config(), tmp_path)
+    assert len(calls) == 4 + 2 + 4 + 2, "it did not go on from the last checkpoint"
+    for stage in STAGES:
+        whole, stopped = trained(finished.workdir, stage), trained(tmp_path, stage)
         assert whole.keys() == stopped.keys()
         assert all(np.array_equal(whole[path], stopped[path]) for path in whole), stage
-    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
+    assert losses(finished.workdir) == losses(tmp_path)
+    assert lines(finished.workdir)[-1] == lines(tmp_path)[-1]
 
-    run, stage = load_run(tmp_path / "whole")
+
+def test_stored_features_are_those_of_the_tower_in_the_step(finished):
+    run, stage = load_run(finished.workdir)
     assert stage == "instruct"
+    section = question_section(run.config, stage)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, tmp_path / "whole" / "features.npz")
-        again, _ = evaluate(run, run.params, question_section(run.config, stage), features)
-        from_frames, _ = evaluate(run, run.params, question_section(run.config, stage), None)
-        blind, _ = evaluate(run, run.params, config["test"], features, without_picture=True)
-    assert again.overall == metrics["eval/accuracy"]
-    assert from_frames.kinds == again.kinds, "stored features and the tower in the step disagree"
-    assert blind.count == again.count
-
-    changed = copy.deepcopy(config)
-    changed["seed"] = 1
-    with pytest.raises(ValueError, match="seed: 0 -> 1"):
-        loop.train(changed, tmp_path / "whole")
+        features = picture_features(run, finished.workdir / "features.npz")
+        stored, with_stored = evaluate(run, run.params, section, features)
+        _, with_frames = evaluate(run, run.params, section, None)
+        _, blind = evaluate(run, run.params, section, features, without_picture=True)
+        _, unaided = evaluate(run, run.params, question_section(run.config, "align"), features)
+    assert stored.overall == finished.metrics["eval/accuracy"], "load_run is not what was trained"
+    assert [p.answer for p in with_stored] == [p.answer for p in with_frames]
+    assert len(blind) == len(unaided) == len(with_stored) == 32
 
 
-def test_resolve_reports_everything_at_once(config):
-    wrong = get_config("lmeye.py:vicuna-7b")
+def test_another_config_is_refused(finished):
+    changed = copy.deepcopy(finished.config)
+    changed["seed"], changed["instruct"]["steps"] = 1, 9
+    with pytest.raises(ValueError, match=r"(?s)instruct.steps: 6 -> 9.*seed: 0 -> 1"):
+        loop.train(changed, finished.workdir)
+
+
+def test_bad_pictures_are_replaced_and_counted(tmp_path):
+    """Own data through the same job: a missing, a broken and eighteen good pictures."""
+    picture = load_image(_a_picture())
+    rows = []
+    for i in range(20):
+        picture.save(tmp_path / f"{i}.png")
+        rows.append(
+            {"image": f"{i}.png", "question": "what shape is in the image?", "answer": "circle"}
+        )
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "4.png").write_bytes(b"\x89PNG not really")
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = short_config()
+    config["stages"], config["test"], config["features"] = ["instruct"], {}, "step"
+    config["instruct"] |= {"eval_at_end": False, "eval": {}, "save_every": 0}
+    config["instruct"]["data"] |= {"source": f"jsonl:{tmp_path / 'own.jsonl'}", "options": {}}
+    loop.train(config, tmp_path / "run")
+    bad = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    ]
+    assert {record["id"] for record in bad} == {"own.jsonl:4", "own.jsonl:5"}
+    assert "3.png" in bad[0]["reason"] + bad[1]["reason"]
+    assert lines(tmp_path / "run")[-1]["bad_samples"] == 2
+
+
+def _a_picture():
+    from mmjax.data.sources import make_source
+
+    return make_source("easy-vqa", "test", limit=1)[0].media[0]
+
+
+def test_the_config_is_checked_at_once():
     with pytest.raises(ValueError) as error:
-        resolve(wrong)
+        resolve(get_config("lmeye.py:vicuna-7b"))
     for name in (
         "tokenizer",
         "weights.language",
@@ -143,20 +173,18 @@ def test_resolve_reports_everything_at_once(config):
 
 
 @pytest.mark.parametrize("variant", ["llama-7b", "llama-13b", "vicuna-7b", "vicuna-13b"])
-def test_full_size_variants_declare_the_published_sizes(variant):
-    from mmjax.nn.param import specs
-    from mmjax.systems.registry import make_system
-
-    config = get_config(f"lmeye.py:{variant}").to_dict()
-    wanted = specs(make_system("lmeye", config["model"]))
-    sizes = {"7b": 6_738_415_616, "13b": 13_015_864_320}
-    language = sum(
-        s.size for p, s in wanted.items() if p.startswith("language.") and "added" not in p
-    )
-    assert language == sizes[variant.split("-")[1]]
-    assert sum(s.size for p, s in wanted.items() if p.startswith("clip.")) == 427_616_513
-    own = sum(s.size for p, s in wanted.items() if not p.startswith(("clip.", "language.")))
-    assert own == {"7b": 25_006_592, "13b": 30_519_808}[variant.split("-")[1]]
+def test_full_size_variants_have_the_published_sizes(variant):
+    wanted = specs(make_system("lmeye", get_config(f"lmeye.py:{variant}").to_dict()["model"]))
+    sizes = {"language": 0, "clip": 0, "own": 0}
+    for path, spec in wanted.items():
+        part = path.split(".")[0]
+        if not path.endswith("embedding.added"):
+            sizes[part if part in sizes else "own"] += spec.size
+    language, own = {
+        "7b": (6_738_415_616, 25_006_592),
+        "13b": (13_015_864_320, 30_519_808),
+    }[variant.split("-")[1]]
+    assert sizes == {"language": language, "clip": 427_616_513, "own": own}
 
 
 def test_unknown_variant():

@@ -122,9 +122,10 @@ def test_splash_is_xla(name):
         )
         return (out * pull).sum(), out * real
 
-    compute = lambda name: jax.jit(jax.grad(functools.partial(run, name), (0, 1, 2), has_aux=True))(
-        *qkv
-    )  # noqa: E731
+    def compute(implementation):
+        loss = functools.partial(run, implementation)
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*qkv)
+
     (grads, out), (wanted_grads, wanted) = compute("splash"), compute("xla")
     np.testing.assert_allclose(out, wanted, atol=2e-5)
     for grad, wanted_grad in zip(grads, wanted_grads, strict=True):

@@ -1,4 +1,4 @@
-"""CLIP against transformers' `CLIPModel`: every layer of both towers, the projections, the contrastive loss."""
+"""CLIP against transformers' `CLIPModel`: every layer of both towers, projections, the loss."""
 
 import jax
 import numpy as np
@@ -16,8 +16,18 @@ from mmjax.nn.param import merge, specs
 from mmjax.nn.stack import run
 from mmjax.systems.foundation import Contrastive, ContrastiveConfig
 
-VISION = dict(image_size=12, patch_size=4, num_hidden_layers=3, hidden_size=16, intermediate_size=24)
-TEXT = dict(vocab_size=21, max_position_embeddings=8, num_hidden_layers=2, hidden_size=20, intermediate_size=28)
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+VISION = dict(
+    image_size=12, patch_size=4, num_hidden_layers=3, hidden_size=16, intermediate_size=24
+)
+TEXT = dict(
+    vocab_size=21,
+    max_position_embeddings=8,
+    num_hidden_layers=2,
+    hidden_size=20,
+    intermediate_size=28,
+)
 VARIANTS = {
     "end is the largest id": dict(eos_token_id=2),
     "end token": dict(eos_token_id=7, hidden_act="gelu", layer_norm_eps=1e-3),
@@ -45,7 +55,7 @@ def pair(request, tmp_path_factory):
 
 
 def captions(config) -> np.ndarray:
-    """i32[3 7]: the end token last, then pads; other ids are smaller but, where that decides nothing, also larger."""
+    """i32[3 7]: the end token, then pads. Other ids are larger where the end token is told."""
     eos = config.text.eos_token
     tokens = np.random.default_rng(1).integers(8 if eos else 3, 20, (3, 7))
     tokens[np.arange(3), LENGTHS - 1] = eos or 20
@@ -64,7 +74,9 @@ def outputs(modules, call) -> list[np.ndarray]:
     """What ``modules`` give while ``call`` runs."""
     found = []
     hooks = [
-        module.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
+        module.register_forward_hook(
+            lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out)
+        )
         for module in modules
     ]
     with torch.no_grad():
@@ -77,7 +89,12 @@ def outputs(modules, call) -> list[np.ndarray]:
 def test_every_layer_of_the_vision_tower(pair):
     theirs, config, params = pair
     tower = theirs.vision_model
-    modules = (tower.pre_layrnorm, *tower.encoder.layers, tower.post_layernorm, theirs.visual_projection)
+    modules = (
+        tower.pre_layrnorm,
+        *tower.encoder.layers,
+        tower.post_layernorm,
+        theirs.visual_projection,
+    )
     wanted = outputs(modules, lambda: theirs.get_image_features(torch_pixels()))
 
     @jax.jit
@@ -101,7 +118,8 @@ def test_every_layer_of_the_vision_tower(pair):
 def patches_by_hand(x: np.ndarray) -> np.ndarray:
     """The nine patches of 4 x 4 pixels of 12 x 12, in reading order."""
     return np.stack(
-        [x[:, i : i + 4, j : j + 4].reshape(len(x), -1) for i in (0, 4, 8) for j in (0, 4, 8)], axis=1
+        [x[:, i : i + 4, j : j + 4].reshape(len(x), -1) for i in (0, 4, 8) for j in (0, 4, 8)],
+        axis=1,
     )
 
 
@@ -111,7 +129,12 @@ def test_every_layer_of_the_text_tower(pair):
     call = lambda: theirs.get_text_features(  # noqa: E731
         torch.tensor(tokens).long(), attention_mask=torch.tensor(SEGMENTS).long()
     )
-    modules = (tower.embeddings, *tower.encoder.layers, tower.final_layer_norm, theirs.text_projection)
+    modules = (
+        tower.embeddings,
+        *tower.encoder.layers,
+        tower.final_layer_norm,
+        theirs.text_projection,
+    )
     *wanted, feature = outputs(modules, call)
 
     @jax.jit
@@ -120,7 +143,9 @@ def test_every_layer_of_the_text_tower(pair):
         x = model.text.embed(tokens, np.float32)
         layer = lambda block, x, *_: (block(x, causal=True, segments=SEGMENTS), None)  # noqa: E731
         _, _, tapped = run(model.text.layers, layer, x, taps=(0, 1))
-        return (x, *tapped, model.text(x, SEGMENTS)), model.text_features(tokens, SEGMENTS, np.float32)
+        return (x, *tapped, model.text(x, SEGMENTS)), model.text_features(
+            tokens, SEGMENTS, np.float32
+        )
 
     ours, our_feature = compute(params)
     real = SEGMENTS > 0
@@ -135,7 +160,10 @@ def test_contrastive_loss(pair):
     tokens = captions(config)
     with torch.no_grad():
         wanted = theirs(
-            torch.tensor(tokens).long(), torch_pixels(), torch.tensor(SEGMENTS).long(), return_loss=True
+            torch.tensor(tokens).long(),
+            torch_pixels(),
+            torch.tensor(SEGMENTS).long(),
+            return_loss=True,
         )
     none = np.zeros_like(tokens)
     text = Sequence(tokens, none, SEGMENTS, none, none.astype(np.float32), {})

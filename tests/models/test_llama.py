@@ -1,4 +1,4 @@
-"""LLaMA against transformers' `LlamaForCausalLM`: every layer, logits, loss, greedy continuations."""
+"""LLaMA against transformers' `LlamaForCausalLM`: every layer, logits, loss, greedy ids."""
 
 import jax
 import numpy as np
@@ -18,11 +18,19 @@ from mmjax.nn.param import merge, specs
 from mmjax.nn.stack import run
 from mmjax.systems.foundation import LanguageModel, LanguageModelConfig
 
-SIZES = dict(vocab_size=37, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4)
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SIZES = dict(
+    vocab_size=37, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4
+)
 VARIANTS = {
     "llama 1": dict(),
-    "grouped key heads, other rope base": dict(num_key_value_heads=2, rope_theta=50000.0, rms_norm_eps=1e-3),
-    "tied head, wider heads, one key head": dict(num_key_value_heads=1, head_dim=10, tie_word_embeddings=True),
+    "grouped key heads, other rope base": dict(
+        num_key_value_heads=2, rope_theta=50000.0, rms_norm_eps=1e-3
+    ),
+    "tied head, wider heads, one key head": dict(
+        num_key_value_heads=1, head_dim=10, tie_word_embeddings=True
+    ),
 }
 LENGTHS = np.array([9, 5])
 TOKENS = np.random.default_rng(0).integers(3, 37, (2, 9)).astype(np.int32)
@@ -34,7 +42,9 @@ REAL = SEGMENTS > 0
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request, tmp_path_factory):
     """(their model, our config and parameters, read from the folder that theirs was saved in)."""
-    config = transformers.LlamaConfig(**SIZES | VARIANTS[request.param], attn_implementation="eager")
+    config = transformers.LlamaConfig(
+        **SIZES | VARIANTS[request.param], attn_implementation="eager"
+    )
     theirs = transformers.LlamaForCausalLM(config).eval()
     tiny.randomise(theirs)
     folder = tmp_path_factory.mktemp("llama")
@@ -47,7 +57,9 @@ def test_every_layer(pair):
     theirs, config, params = pair
     wanted = []
     hooks = [
-        module.register_forward_hook(lambda _, __, out: wanted.append(out[0] if isinstance(out, tuple) else out))
+        module.register_forward_hook(
+            lambda _, __, out: wanted.append(out[0] if isinstance(out, tuple) else out)
+        )
         for module in (theirs.model.embed_tokens, *theirs.model.layers, theirs.model.norm)
     ]
     with torch.no_grad():
@@ -56,7 +68,9 @@ def test_every_layer(pair):
         hook.remove()
 
     def attend(query, key, value):
-        return attention(query, key, value, causal=True, query_segments=SEGMENTS, key_segments=SEGMENTS), None
+        return attention(
+            query, key, value, causal=True, query_segments=SEGMENTS, key_segments=SEGMENTS
+        ), None
 
     @jax.jit
     def compute(params):
@@ -67,7 +81,9 @@ def test_every_layer(pair):
         return x, *tapped, model.norm(last)
 
     for number, (mine, other) in enumerate(zip(compute(params), wanted, strict=True)):
-        np.testing.assert_allclose(mine[REAL], other.numpy()[REAL], atol=1e-4, err_msg=f"output {number}")
+        np.testing.assert_allclose(
+            mine[REAL], other.numpy()[REAL], atol=1e-4, err_msg=f"output {number}"
+        )
 
 
 def test_logits_and_loss(pair):
@@ -87,7 +103,9 @@ def test_logits_and_loss(pair):
         model = merge(LanguageModel(LanguageModelConfig(config)), params)
         return model.logits(model.hidden(batch).states), model.loss(batch)
 
-    logits, (loss, weight, further) = compute({f"language.{path}": value for path, value in params.items()})
+    logits, (loss, weight, further) = compute(
+        {f"language.{path}": value for path, value in params.items()}
+    )
     np.testing.assert_allclose(logits[REAL], wanted.logits.numpy()[REAL], atol=1e-4)
     assert float(weight) == (LENGTHS - 1).sum()
     np.testing.assert_allclose(loss / weight, wanted.loss, atol=1e-4)
@@ -98,7 +116,9 @@ def test_logits_and_loss(pair):
 def test_greedy_continuations(pair):
     """Theirs pads on the left, ours on the right."""
     theirs, config, params = pair
-    rolled = np.stack([np.roll(row, 9 - n) for row, n in zip(TOKENS * SEGMENTS, LENGTHS, strict=True)])
+    rolled = np.stack(
+        [np.roll(row, 9 - n) for row, n in zip(TOKENS * SEGMENTS, LENGTHS, strict=True)]
+    )
     wanted = theirs.generate(
         torch.tensor(rolled).long(),
         attention_mask=torch.tensor(rolled > 0).long(),
@@ -108,7 +128,9 @@ def test_greedy_continuations(pair):
         pad_token_id=0,
     )[:, 9:]
     none = np.zeros_like(TOKENS)
-    batch = Batch(np.arange(2), Sequence(TOKENS, POSITIONS, SEGMENTS, none, none.astype(np.float32), {}))
+    batch = Batch(
+        np.arange(2), Sequence(TOKENS, POSITIONS, SEGMENTS, none, none.astype(np.float32), {})
+    )
     settings = GreedySettings(max_new_tokens=6, eos_tokens=(), pad_token=0)
     generate = make_greedy(LanguageModel(LanguageModelConfig(config)), settings)
     ids = generate({f"language.{path}": value for path, value in params.items()}, batch)

@@ -1,4 +1,4 @@
-"""A kept prefix and a cache change nothing: reading a text in pieces gives what reading it at once gives."""
+"""A kept prefix and a cache change nothing: a text read in pieces is the text read at once."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from mmjax.data.templates import Encoded, Segment
 from mmjax.nn.cache import Cache, KeyValues
 from mmjax.nn.param import merge, specs
 from mmjax.systems.foundation import LanguageModel, LanguageModelConfig
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 PREFIXES, TARGETS, NEW = (2, 5, 4), (3, 1, 4), 3
 RNG = np.random.default_rng(0)

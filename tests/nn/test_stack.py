@@ -1,4 +1,6 @@
-"""Repeated layers: splits, edits, taps, periods, rematerialisation, and a program that does not grow with depth."""
+"""Repeated layers: splits, edits, taps, periods, remat, a program that does not grow with depth."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ def split(params, bounds):
     return {
         path.replace("layers.", f"layers.{i}."): value[start:stop]
         for path, value in params.items()
-        for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for i, (start, stop) in enumerate(itertools.pairwise(bounds))
     }
 
 

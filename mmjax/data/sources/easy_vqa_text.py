@@ -40,6 +40,7 @@ class EasyVQAText:
         split: Literal["train", "dev", "test"] = "train",
         num_documents: int = 50_000,
         max_words: int = 60,
+        shuffled: float = 0.0,
         seed: int = 0,
     ):
         """Document i depends on ``seed`` and i only.
@@ -49,6 +50,9 @@ class EasyVQAText:
           num_documents: length of the source.
           max_words: of a document, punctuation marks and eos counted; questions are added while
             they fit.
+          shuffled: how often a picture is told by a caption's words in any order instead. In
+            captions a colour always comes just before its shape, and a model that relies on that
+            cannot read both from one vector.
           seed: of all choices.
         """
         self.name = f"easy-vqa-text/{split}"
@@ -57,7 +61,7 @@ class EasyVQAText:
         for question in questions(split):
             if question.picture in self._questions:
                 self._questions[question.picture].append(question)
-        self._max_words, self._seed = max_words, seed
+        self._max_words, self._shuffled, self._seed = max_words, shuffled, seed
         names, weights = list(PROPORTIONS), list(PROPORTIONS.values())
         self.kinds: Sequence[str] = random.Random(f"{seed}/kinds").choices(
             names, weights, k=num_documents
@@ -71,7 +75,7 @@ class EasyVQAText:
         rng = random.Random(f"{self._seed}/{index}")
         number, facts = rng.choice(self._facts)
         if kind == "caption":
-            text = f"Image: {_caption(facts, rng)}\n {_caption(facts, rng)}"
+            text = f"Image: {self._context(facts, rng)}\n {_caption(facts, rng)}"
             turns = (Turn("user", (Text(text),)),)
         else:
             turns = self._dialogue(kind, number, facts, rng)
@@ -85,15 +89,23 @@ class EasyVQAText:
         for question in _by_kinds(self._questions[number], rng):
             text = layout.after.replace("{text}", question.question)
             if not turns and kind == "context":
-                text = layout.before + _caption(facts, rng) + text
+                text = layout.before + self._context(facts, rng) + text
             if kind == "response" or (kind == "context" and rng.random() < 0.5):
-                text += _caption(facts, rng)
+                text += self._context(facts, rng)
             text += layout.cue
             num_words += _num_words(text) + _num_words(question.answer) + 1
             if turns and num_words > self._max_words:
                 break
             turns += [Turn("user", (Text(text),)), Turn("assistant", (Text(question.answer),))]
         return tuple(turns)
+
+    def _context(self, facts: Facts, rng: random.Random) -> str:
+        """What stands where a picture will: a caption, or its words in any order."""
+        if not self._shuffled or rng.random() >= self._shuffled:
+            return _caption(facts, rng)
+        words = [word for word in (facts.colour, facts.shape) if word]
+        words += [word for word in (facts.size, facts.row, facts.column) if rng.random() < 0.5]
+        return " ".join(rng.sample(words, len(words))) + "."
 
 
 class EasyVQAPairs:

@@ -1,0 +1,61 @@
+"""How scripts start: what a user can mend is said in a few lines, without a traceback."""
+
+import difflib
+import itertools
+import sys
+from collections.abc import Callable
+
+from absl import app, logging
+from ml_collections import ConfigDict
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+
+from mmjax.data.example import BadSample
+
+MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, BadSample)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """`absl.app.run`, with JAX and Orbax kept quiet below warnings.
+
+    Errors that a user can mend end the program with their message and exit code 1.
+    """
+    if problems := unknown_overrides(sys.argv[1:]):
+        sys.exit(f"{len(problems)} unknown config keys:\n  " + "\n  ".join(problems))
+
+    def quiet(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main(argv)
+        except MENDABLE as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+
+    app.run(quiet)
+
+
+def unknown_overrides(arguments: list[str]) -> list[str]:
+    """What is wrong with each ``--config.key=value`` that names nothing in the config's file.
+
+    ml_collections itself stops at the first one, with a traceback.
+    """
+    prefix = "--config."
+    overrides = [a.removeprefix(prefix).split("=")[0] for a in arguments if a.startswith(prefix)]
+    files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+    files += [file for flag, file in itertools.pairwise(arguments) if flag == "--config"]
+    if not overrides or not files:
+        return []
+    config = ConfigFileFlagParser("config").parse(files[-1])
+    return [problem for key in overrides if (problem := _problem(config, key))]
+
+
+def _problem(config: ConfigDict, key: str) -> str | None:
+    holder = config
+    for name in key.split("."):
+        if not isinstance(holder, ConfigDict) or name not in holder:
+            known = list(holder) if isinstance(holder, ConfigDict) else []
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+            )
+            return f"--config.{key}: no {name!r} here; {hint}"
+        holder = holder[name]
+    return None

@@ -1,0 +1,76 @@
+"""Slots, and configs as plain values."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mmjax.data.batch import Batch
+from mmjax.nn.param import merge, specs
+from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.registry import SYSTEMS, make_system
+from mmjax.systems.system import config_from_dict, config_to_dict, place, take
+
+EMBEDS = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
+TABLE = 100 + np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+SLOT = np.array([[-1, 2, -1, 0], [0, -1, 1, -1]])
+
+
+def test_place():
+    for mode in ("replace", "add"):
+        wanted = EMBEDS.copy()
+        for row, column in np.argwhere(SLOT >= 0):
+            old = EMBEDS[row, column] if mode == "add" else 0
+            wanted[row, column] = old + TABLE[row, SLOT[row, column]]
+        np.testing.assert_array_equal(
+            place(jnp.asarray(EMBEDS), jnp.asarray(TABLE), SLOT, mode), wanted
+        )
+
+
+def test_a_table_row_that_is_not_there_does_not_pass_for_one():
+    assert np.isnan(place(jnp.asarray(EMBEDS), jnp.asarray(TABLE[:, :2]), SLOT, "add")).any()
+
+
+def test_take_finds_the_first_position_of_each_row():
+    slot = np.array([[-1, 0, 1, 0], [1, -1, 0, 0]])
+    np.testing.assert_array_equal(
+        take(jnp.asarray(EMBEDS), slot)[:, 0], [EMBEDS[0, 1], EMBEDS[1, 2]]
+    )
+    both = take(jnp.asarray(EMBEDS), slot, rows=2)
+    np.testing.assert_array_equal(both[:, 1], [EMBEDS[0, 2], EMBEDS[1, 0]])
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_configs_travel_as_json(name):
+    config = SYSTEMS[name].Config.named("tiny")
+    values = json.loads(json.dumps(config_to_dict(config)))
+    assert config_from_dict(SYSTEMS[name].Config, values) == config
+    assert specs(make_system(name, values)).keys() == specs(SYSTEMS[name](config)).keys()
+
+
+def test_wrong_configs_are_refused():
+    values = config_to_dict(tiny.lmeye_config())
+    values["language"] |= {"heads": 3}
+    with pytest.raises(
+        ValueError, match=r"LlamaConfig: unknown keys \['heads'\], missing keys \[\]"
+    ):
+        config_from_dict(LMEyeConfig, values)
+    with pytest.raises(ValueError, match=r"missing keys \['clip', 'language'\]"):
+        config_from_dict(LMEyeConfig, {})
+    with pytest.raises(ValueError, match="no system 'blip'; there are lmeye"):
+        make_system("blip", {})
+    with pytest.raises(ValueError, match="no variant '7b'"):
+        LMEyeConfig.named("7b")
+
+
+def test_slots_that_the_system_does_not_fill_are_refused():
+    config = tiny.lmeye_config()
+    system = LMEye(config)
+    full = tiny.lmeye_batch(config, 2)
+    one_pass = Batch(
+        full.row_id, full.target, prefix=full.prefix, features=full.features
+    )  # without its request
+    with pytest.raises(ValueError, match=r"slots 'response'; LMEye fills \['media'\] here"):
+        merge(system, tiny.random_params(specs(system))).hidden(one_pass)
