@@ -86,7 +86,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         ask_unaided = ask | dict(lengths=dict(prefix=15, target=4))
         asking = dict(batch_size=256, max_new_tokens=2)
         config.align = dict(
-            steps=250,
+            steps=300,
             batch_size=64,
             accumulation=1,
             data=captions | dict(lengths=dict(target=18), image_size=size),
@@ -101,7 +101,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **common,
         )
         config.instruct = dict(
-            steps=600,
+            steps=800,
             batch_size=64,
             accumulation=1,
             data=questions | dict(lengths=prompt, image_size=size),

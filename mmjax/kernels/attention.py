@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mmjax.parallel.sharding import shard_attention
+from mmjax.parallel.sharding import shard_attention, shard_obstacle
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -103,7 +103,7 @@ def _splash_obstacle(query: jax.Array, key: jax.Array) -> str | None:
         return f"lengths must be multiples of {_SPLASH_BLOCK}"
     if h % _SPLASH_BLOCK:
         return f"the head dimension must be a multiple of {_SPLASH_BLOCK}"
-    return None
+    return shard_obstacle(query, key)
 
 
 def _splash(query, key, value, query_segments, key_segments, *, causal, interpret):

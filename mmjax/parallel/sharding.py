@@ -106,6 +106,18 @@ def constrain_table(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P("tensor", None))
 
 
+def shard_obstacle(query: jax.Array, key: jax.Array) -> str | None:
+    """Why `shard_attention` cannot spread these [b length heads h] over the mesh, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    if query.shape[0] % num_row_shards(mesh):
+        return f"{query.shape[0]} rows do not divide by data x fsdp = {num_row_shards(mesh)}"
+    if key.shape[2] % mesh.shape["tensor"]:
+        return f"{key.shape[2]} key heads do not divide by tensor = {mesh.shape['tensor']}"
+    return None
+
+
 def shard_attention(kernel: Callable, query, key, value, query_segments, key_segments) -> jax.Array:
     """Runs a kernel that knows one device only on every device's rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()

