@@ -1,11 +1,10 @@
-"""Training, top to bottom: build, load, then stage by stage (restore; step, log, evaluate, save),
+"""Training, top to bottom: build, load, then stage by stage (restore; step, log, save, evaluate),
 then the final test.
 
 A run directory tells the story: ``config.json``, ``tokenizer/``, ``metrics.jsonl``,
-  ``checkpoints/<stage>/``,
-``features.npz``, ``curves.png``, ``samples.html``, ``bad_samples.jsonl``. The same command started
-again goes on where
-it stopped: the data position is the step, so nothing else needs to be remembered.
+``tensorboard/``, ``checkpoints/<stage>/``, ``features.npz``, ``curves.png``, ``samples.html``,
+``bad_samples.jsonl``. The same command started again goes on where it stopped and ends as if it
+never had: the data position is the step, and what the next log line is the mean of is saved too.
 """
 
 import contextlib
@@ -30,6 +29,7 @@ from mmjax.parallel.sharding import put_rows
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate, picture_features
+from mmjax.train.interrupt import Interruption
 from mmjax.train.metrics import Meter, MetricsWriter, Progress
 from mmjax.train.optim import OptimizerConfig, Schedule, Selection, learning_rate, make_optimizer
 from mmjax.train.report import (
@@ -42,6 +42,8 @@ from mmjax.train.report import (
 )
 from mmjax.train.state import TrainState
 from mmjax.train.step import Step, jit_step, make_step
+
+_EVALUATED = "dev/accuracy"
 
 
 def train(config: dict, workdir: Path) -> dict[str, float]:
@@ -58,18 +60,25 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
       ValueError: ``workdir`` belongs to a run with another config, or the config does not fit
         together.
       FloatingPointError: too many steps in a row had a loss or gradients that were not finite.
+      OSError: a checkpoint or a log could not be written.
+      Stopped: the process was told to stop (SIGTERM, Ctrl-C); the steps taken are saved.
     """
     workdir = Path(workdir).resolve()
     _claim(workdir, config)
     run = build(config)
     run.tokenizer.save(workdir / "tokenizer")
-    writer = MetricsWriter(workdir)
-    with jax.set_mesh(run.mesh):
+    with (
+        MetricsWriter(workdir) as writer,
+        Interruption().watch() as interruption,
+        jax.set_mesh(run.mesh),
+    ):
         features = picture_features(run, workdir / "features.npz")
         params = run.params
         for index, name in enumerate(config["stages"]):
             directory = str(stage_directory(workdir, name))
-            stage = _Stage(run, name, index, config[name], directory, writer, features)
+            stage = _Stage(
+                run, name, index, config[name], directory, writer, features, interruption
+            )
             params = _train_stage(stage, params)
         final = _test(run, params, workdir, writer, features) if config.get("test") else {}
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
@@ -103,9 +112,14 @@ class _Stage:
     directory: str
     writer: MetricsWriter
     features: FeatureStore | None
+    interruption: Interruption
 
-    def is_due(self, every: str, step: int) -> bool:
-        return bool(self.config[every]) and step % self.config[every] == 0
+    def is_due(self, what: str, step: int) -> bool:
+        """``what``: log, save or eval."""
+        every, last = self.config[f"{what}_every"], step == self.config["steps"]
+        return bool(every and step % every == 0) or (
+            last and self.config.get(f"{what}_at_end", True)
+        )
 
 
 def _train_stage(stage: _Stage, params: Params) -> Params:
@@ -119,9 +133,11 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
         if first == steps:
             print(f"\nStage {stage.name} is done: {steps} steps, in {stage.directory}")
             trained, _ = read_trainable(stage.directory, steps)
-            return params | {
+            params = params | {
                 path: jax.device_put(x, params[path].sharding) for path, x in trained.items()
             }
+            _evaluate_if_missed(stage, params, steps)
+            return params
         selection = run.selection(stage.name)
         frozen = {path: params[path] for path in selection.frozen}
         settings = OptimizerConfig(**stage.config["optimizer"])
@@ -141,14 +157,18 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
             features=stage.features,
         )
         _introduce(stage, selection, state, frozen, pipeline)
-        if first:
-            state = _restore(checkpointer, state)
-            print(f"Stage {stage.name} goes on after step {first}")
         stage.writer.truncate_after(stage.index, first)
-        state = _steps(
-            stage, state, frozen, step_fn, pipeline, checkpointer, learning_rate(settings, steps)
-        )
-    return frozen | state.trainable
+        meta = {"since_log": []}
+        if first:
+            state, meta = _restore(checkpointer, state)
+            print(f"Stage {stage.name} goes on after step {first}")
+            _evaluate_if_missed(stage, frozen | state.trainable, first)
+        meter, rate = Meter(meta["since_log"]), learning_rate(settings, steps)
+        state = _steps(stage, state, frozen, step_fn, pipeline, checkpointer, meter, rate)
+        checkpointer.wait()
+    params = frozen | state.trainable
+    print(f"\nparameters after stage {stage.name} {params_hash(state.trainable)[:16]}")
+    return params
 
 
 def _steps(
@@ -158,39 +178,62 @@ def _steps(
     step_fn: Step,
     pipeline: Pipeline,
     checkpointer: Checkpointer,
+    meter: Meter,
     rate: Schedule,
 ) -> TrainState:
-    """From the state's step to the stage's last: step, log, evaluate, save."""
+    """From the state's step to the stage's last: step, log, save, evaluate."""
     run, config, first = stage.run, stage.config, int(state.step)
-    steps, meter = config["steps"], Meter()
+    steps = config["steps"]
     batches = pipeline.iterate(first, steps - first)
     with Progress(
         f"{stage.index + 1}/{len(run.config['stages'])} {stage.name}", steps, start=first
     ) as progress:
         for step in range(first + 1, steps + 1):
-            with meter.waiting():
-                batch = next(batches)
-            state, metrics = step_fn(state, frozen, put_rows(batch, run.mesh))
-            meter.add(metrics, samples=config["batch_size"], tokens=_num_tokens(batch))
-            values, last = None, step == steps
-            if stage.is_due("log_every", step) or last:
-                values = meter.read() | {"learning_rate": float(rate(step - 1))}
-                values |= {
-                    "skipped_steps": int(state.bad_steps),
-                    "bad_samples": len(pipeline.quarantine),
-                }
-                _stop_if_not_finite(state, batch, run.config["max_bad_steps"])
-                stage.writer.write(values, stage_index=stage.index, stage=stage.name, step=step)
-            progress.update(step, values)
-            with meter.paused():
-                if stage.is_due("eval_every", step) or (last and config["eval_at_end"]):
+            with stage.interruption.deferred():
+                with meter.waiting():
+                    batch = next(batches)
+                state, metrics = step_fn(state, frozen, put_rows(batch, run.mesh))
+                meter.add(metrics, samples=config["batch_size"], tokens=_num_tokens(batch))
+                values = None
+                if stage.is_due("log", step):
+                    values = _log(stage, meter, state, rate, pipeline)
+                    _stop_if_not_finite(state, batch, run.config["max_bad_steps"])
+                progress.update(step, values)
+                stops = stage.interruption.requested()
+                if stage.is_due("save", step) or stops:
+                    with meter.paused():
+                        _save(checkpointer, step, state, stage, meter)
+                        _write_lines(
+                            Path(stage.directory).parents[1] / "bad_samples.jsonl",
+                            pipeline.quarantine,
+                        )
+            if stops:
+                progress.say(f"{stage.name} is saved at step {step}; the same command goes on")
+                stage.interruption.stop()
+            if stage.is_due("eval", step):
+                with meter.paused():
                     progress.say(_evaluate(stage, frozen | state.trainable, step))
-                if stage.is_due("save_every", step) or last:
-                    _save(checkpointer, step, state, stage)
-                    _write_lines(
-                        Path(stage.directory).parents[1] / "bad_samples.jsonl", pipeline.quarantine
-                    )
     return state
+
+
+def _log(
+    stage: _Stage, meter: Meter, state: TrainState, rate: Schedule, pipeline: Pipeline
+) -> dict[str, float]:
+    """Writes a line of metrics; the learning rate is that of the last step that counted."""
+    step, skipped = int(state.step), int(state.bad_steps)
+    values = meter.read() | {"learning_rate": float(rate(max(step - skipped - 1, 0)))}
+    values |= {"skipped_steps": skipped, "bad_samples": len(pipeline.quarantine)}
+    stage.writer.write(values, stage_index=stage.index, stage=stage.name, step=step)
+    return values
+
+
+def _evaluate_if_missed(stage: _Stage, params: Params, step: int) -> None:
+    """Makes up for the evaluation at ``step``, if the run ended after saving and before it."""
+    done = [
+        (line["stage_index"], line["step"]) for line in stage.writer.records() if _EVALUATED in line
+    ]
+    if stage.is_due("eval", step) and (stage.index, step) not in done:
+        print(_evaluate(stage, params, step))
 
 
 def _evaluate(stage: _Stage, params: Params, step: int) -> str:
@@ -237,13 +280,14 @@ def _introduce(
     print(f"\ndata {_batch_hash(batch)}  parameters {params_hash(state.trainable)[:16]}\n")
 
 
-def _restore(checkpointer: Checkpointer, state: TrainState) -> TrainState:
+def _restore(checkpointer: Checkpointer, state: TrainState) -> tuple[TrainState, dict]:
+    """(the latest saved state, what `_save` said about it)."""
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     rest = _rest(abstract)
-    trainable, rest, _ = checkpointer.restore(None, abstract.trainable, rest)
-    return TrainState(trainable=trainable, **rest)
+    trainable, rest, meta = checkpointer.restore(None, abstract.trainable, rest)
+    return TrainState(trainable=trainable, **rest), meta
 
 
 def _rest(state: TrainState) -> dict:
@@ -255,13 +299,16 @@ def _rest(state: TrainState) -> dict:
     }
 
 
-def _save(checkpointer: Checkpointer, step: int, state: TrainState, stage: _Stage) -> None:
+def _save(
+    checkpointer: Checkpointer, step: int, state: TrainState, stage: _Stage, meter: Meter
+) -> None:
     config = stage.run.config
     meta = {
         "system": config["system"],
         "variant": config["variant"],
         "stage": stage.name,
         "config": config,
+        "since_log": meter.pending(),
     }
     checkpointer.save(step, state.trainable, _rest(state), meta)
 

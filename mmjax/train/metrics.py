@@ -1,27 +1,38 @@
 """What a run reports: `Meter` measures, `MetricsWriter` writes metrics.jsonl, `Progress` shows.
 
 A line of metrics.jsonl is one JSON object with ``stage_index``, ``stage``, ``step`` (optimizer
-steps taken in that stage) and values: ``loss``, ``learning_rate``, ``samples_per_second`` ... at
-log steps, ``dev/accuracy`` and the like after an evaluation.
+steps taken in that stage), ``time`` (seconds since 1970) and values: ``loss``, ``learning_rate``,
+``samples_per_second`` ... at log steps, ``dev/accuracy`` and the like after an evaluation. The same
+values go to TensorBoard events, as ``STAGE/NAME``.
 """
 
 import contextlib
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+
+_COORDINATES = ("stage_index", "stage", "step", "time")
+
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` of a run directory, one line at a time."""
+    """Appends to ``metrics.jsonl`` of a run directory, one line at a time; to be closed.
+
+    The file is the record. The TensorBoard events in ``tensorboard/`` are drawn from it anew when
+    lines are dropped, so they never show what a killed run wrote and a resumed one repeats.
+    """
 
     def __init__(self, workdir: str | Path):
         """Opens the file; a last line that a killed run left unfinished is removed."""
@@ -31,27 +42,68 @@ class MetricsWriter:
             written = self.path.read_bytes()
             if not written.endswith(b"\n"):
                 os.truncate(self.path, written.rfind(b"\n") + 1)
+        self._events: EventsWriter | None = None
+        self._draw_events()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._events.close()
 
     def write(self, values: Mapping[str, Any], *, stage_index: int, stage: str, step: int) -> None:
         """Appends one line; NaN and infinities, which JSON does not have, become null."""
         record = {"stage_index": stage_index, "stage": stage, "step": step}
+        record |= {"time": round(time.time(), 3)}
         record |= {name: _plain(value) for name, value in values.items()}
         line = json.dumps(record, allow_nan=False) + "\n"
         with self.path.open("a") as file:
             file.write(line)
+        self._add_events(record)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        return read_metrics(self.path) if self.path.exists() else []
 
     def truncate_after(self, stage_index: int, step: int) -> None:
         """Drops what a resumed run will write again: lines after ``step`` of ``stage_index``."""
-        if not self.path.exists():
+        last, records = (stage_index, step), self.records()
+        kept = [r for r in records if (r["stage_index"], r["step"]) <= last]
+        if len(kept) == len(records):
             return
-        last = (stage_index, step)
-        kept = [r for r in read_metrics(self.path) if (r["stage_index"], r["step"]) <= last]
         temporary = self.path.with_suffix(".jsonl.tmp")
         with temporary.open("w") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)
+        self._draw_events()
+
+    def _draw_events(self) -> None:
+        """Starts the events over, from the file."""
+        from tensorboardX.event_file_writer import EventsWriter  # writes at once, without a thread
+
+        if self._events is not None:
+            self._events.close()
+        folder = self.path.parent / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._events = EventsWriter(str(folder / "events"))
+        for record in self.records():
+            self._add_events(record)
+
+    def _add_events(self, record: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=f"{record['stage']}/{name}", simple_value=value)
+            for name, value in record.items()
+            if name not in _COORDINATES and isinstance(value, int | float)
+        ]
+        event = Event(wall_time=record["time"], step=record["step"], summary=Summary(value=values))
+        self._events.write_event(event)
+        self._events.flush()
 
 
 def _plain(value: Any) -> Any:
@@ -82,18 +134,22 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 class Meter:
     """Collects the steps' scalars and the run's pace; waits for the devices only in `read`."""
 
-    def __init__(self):
+    def __init__(self, pending: Sequence[Mapping[str, float]] = ()):
+        """``pending``: the scalars of steps before this meter's, as another one's `pending` gave
+        them."""
         self._restart()
+        self._metrics = list(pending)
 
     def _restart(self) -> None:
-        self._metrics: list[Mapping[str, jax.Array]] = []
-        self._samples = self._tokens = 0
+        self._metrics: list[Mapping[str, jax.Array | float]] = []
+        self._samples = self._tokens = self._steps = 0
         self._waited = self._paused = 0.0
         self._since = time.perf_counter()
 
     def add(self, metrics: Mapping[str, jax.Array | float], *, samples: int, tokens: int) -> None:
         """Notes a step: its scalars (not read yet), rows of its batch, tokens without pads."""
         self._metrics.append(metrics)
+        self._steps += 1
         self._samples += samples
         self._tokens += tokens
 
@@ -111,6 +167,11 @@ class Meter:
         yield
         self._paused += time.perf_counter() - start
 
+    def pending(self) -> list[dict[str, float]]:
+        """Waits for the devices; the scalars of every step since the last `read`, to be saved."""
+        steps = jax.device_get(self._metrics)
+        return [{name: float(value) for name, value in step.items()} for step in steps]
+
     def read(self) -> dict[str, float]:
         """Waits for the devices, and starts over.
 
@@ -122,9 +183,9 @@ class Meter:
         Raises:
           ValueError: if there was no step since, or the steps had different scalars.
         """
-        if not self._metrics:
+        if not self._steps:
             raise ValueError("there is nothing to read: no step was added since the last read")
-        steps = jax.device_get(self._metrics)
+        steps = self.pending()
         names = steps[0].keys()
         if any(step.keys() != names for step in steps):
             raise ValueError(
@@ -132,11 +193,11 @@ class Meter:
                 f"{sorted(names)} at first"
             )
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
-        means = {name: sum(float(step[name]) for step in steps) / len(steps) for name in names}
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in names}
         pace = {
             "samples_per_second": self._samples / seconds,
             "tokens_per_second": self._tokens / seconds,
-            "seconds_per_step": seconds / len(steps),
+            "seconds_per_step": seconds / self._steps,
             "data_wait": min(self._waited / seconds, 1.0),
         }
         self._restart()

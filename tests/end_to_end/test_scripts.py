@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
-from end_to_end.conftest import ROOT
+from end_to_end.short import ROOT
 
 from conversion.transfer import export_checkpoint, import_checkpoint
 from mmjax.command import unknown_overrides

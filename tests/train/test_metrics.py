@@ -2,11 +2,13 @@
 
 import io
 import json
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboardX.proto import event_pb2
 
 from mmjax.train import metrics as module
 from mmjax.train.metrics import Meter, MetricsWriter, Progress, human, read_metrics
@@ -20,10 +22,11 @@ def clock(monkeypatch):
         now = 100.0
 
     monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(module.time, "time", lambda: Clock.now)
     return Clock
 
 
-def test_lines_are_plain_json(tmp_path):
+def test_lines_are_plain_json(tmp_path, clock):
     writer = MetricsWriter(tmp_path / "run")
     values = {
         "loss": jnp.float32(1.5),
@@ -39,6 +42,7 @@ def test_lines_are_plain_json(tmp_path):
         "stage_index": 0,
         "stage": "align",
         "step": 10,
+        "time": 100.0,
         "loss": 1.5,
         "n": 3,
         "bad": None,
@@ -47,6 +51,32 @@ def test_lines_are_plain_json(tmp_path):
     }
     assert json.loads(line) == expected
     assert read_metrics(writer.path) == [expected]
+
+
+def events(workdir) -> list[tuple[str, int, float, float]]:
+    """(tag, step, time, value) of all TensorBoard events: length, checksum, Event, checksum ..."""
+    found = []
+    for file in sorted((workdir / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            data = data[12 + size + 4 :]
+            for value in event.summary.value:
+                found.append((value.tag, event.step, event.wall_time, value.simple_value))
+    return found
+
+
+def test_tensorboard_shows_what_the_file_says(tmp_path, clock):
+    for killed in (False, True):
+        with MetricsWriter(tmp_path) as writer:
+            if killed:
+                writer.truncate_after(0, 10)
+            for step in (20,) if killed else (10, 20, 30):
+                clock.now += 1
+                values = {"loss": step / 8 + killed, "note": "text", "bad": float("nan")}
+                writer.write(values, stage_index=0, stage="align", step=step)
+    assert events(tmp_path) == [("align/loss", 10, 101.0, 1.25), ("align/loss", 20, 104.0, 3.5)]
 
 
 def test_resuming_drops_what_will_be_written_again(tmp_path):
@@ -58,7 +88,7 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
     writer.write({}, stage_index=1, stage="s", step=15)
     kept = [(r["stage_index"], r["step"]) for r in read_metrics(writer.path)]
     assert kept == [(0, 10), (0, 20), (1, 5), (1, 10), (1, 15)]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
 def test_an_unfinished_line_is_repaired(tmp_path):
@@ -162,3 +192,18 @@ def test_progress_on_a_terminal_is_a_bar(clock):
 )
 def test_human(number, text):
     assert human(number) == text
+
+
+def test_a_saved_meter_goes_on_with_the_same_mean():
+    losses = [jnp.float32(x) for x in (0.1, 0.2, 0.3, 0.7)]
+    whole, first = Meter(), Meter()
+    for loss in losses:
+        whole.add({"loss": loss}, samples=1, tokens=1)
+    for loss in losses[:3]:
+        first.add({"loss": loss}, samples=1, tokens=1)
+    second = Meter(json.loads(json.dumps(first.pending())))
+    with pytest.raises(ValueError, match="nothing to read"):
+        second.read()
+    second.add({"loss": losses[3]}, samples=1, tokens=1)
+    assert second.read()["loss"] == whole.read()["loss"]
+    assert second.pending() == []

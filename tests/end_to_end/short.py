@@ -1,0 +1,31 @@
+"""The default config at a hundredth of its length, as a config file of its own."""
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_config(name: str):
+    """``lmeye.py[:variant]`` from the folder of configs."""
+    file, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location("config", ROOT / "configs" / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def get_config():
+    config = load_config("lmeye.py")
+    config.align.steps, config.instruct.steps = 4, 6
+    for stage in (config.align, config.instruct):
+        stage.update(batch_size=8, log_every=1, save_every=2)
+        stage.optimizer.warmup_steps = 1
+        stage.eval.batch_size = 32
+        stage.eval.data.options = {"limit": 32}
+    del config.instruct.data["weights"]
+    config.instruct.data.options = {"limit": 400}
+    config.align.data.options.limit = 400
+    config.test.data.options = {"limit": 32}
+    config.test.batch_size = 32
+    return config
