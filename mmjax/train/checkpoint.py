@@ -10,10 +10,12 @@ checkpoints only. One item is one flat dict: Orbax restores wrong arrays when do
 meet in one item.
 """
 
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -21,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+
+from mmjax.train.metrics import human_bytes, tree_bytes
 
 FORMAT_VERSION = 1
 _ITEMS = ("trainable", "optimizer", "meta")
@@ -108,7 +112,7 @@ class Checkpointer:
         Raises:
           ValueError: if ``step`` is older than the newest checkpoint, or ``meta`` or ``metrics``
             will not do.
-          Exception: what made the previous save fail in the background.
+          OSError: this save, or the previous one in the background, has failed.
         """
         latest = self._manager.latest_step()
         if latest == step:
@@ -126,15 +130,18 @@ class Checkpointer:
             )
         description = {**meta, "format_version": FORMAT_VERSION, "step": step}
         _check_json(description)
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                trainable=ocp.args.StandardSave(dict(trainable)),
-                optimizer=ocp.args.StandardSave(flatten(opt_state)),
-                meta=ocp.args.JsonSave(description),
-            ),
-            metrics={key: float(value) for key, value in (metrics or {}).items()},
-        )
+        self.wait()
+        self._check_space(tree_bytes((trainable, opt_state)))
+        with self._told_plainly():
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    trainable=ocp.args.StandardSave(dict(trainable)),
+                    optimizer=ocp.args.StandardSave(flatten(opt_state)),
+                    meta=ocp.args.JsonSave(description),
+                ),
+                metrics={key: float(value) for key, value in (metrics or {}).items()},
+            )
 
     def latest_step(self) -> int | None:
         """The newest checkpoint (a save in progress counts), or None."""
@@ -190,8 +197,35 @@ class Checkpointer:
         return trainable, jax.tree.unflatten(treedef, state.values()), meta
 
     def wait(self) -> None:
-        """Blocks until the save in progress is on disk; raises what made it fail."""
-        self._manager.wait_until_finished()
+        """Blocks until the save in progress is on disk; OSError if it has failed."""
+        with self._told_plainly():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _told_plainly(self) -> Iterator[None]:
+        """Whatever Orbax and its storage layer raise for a full disk or a missing permission."""
+        try:
+            yield
+        except Exception as error:
+            raise self._cannot_write(f"{type(error).__name__}: {str(error)[:1000]}") from error
+
+    def _check_space(self, num_bytes: int) -> None:
+        """Before anything is written: it is better to know now than in a thread, half way."""
+        if "://" in str(self._directory):  # buckets do not fill up
+            return
+        free = shutil.disk_usage(self._directory).free
+        if free < num_bytes:
+            raise self._cannot_write(
+                f"it needs {human_bytes(num_bytes)}, the disk has {human_bytes(free)} left"
+            )
+
+    def _cannot_write(self, why: str) -> OSError:
+        whole = _complete_steps(self._directory)
+        left = f"step {whole[-1]} is whole" if whole else "there is no earlier one"
+        return OSError(
+            f"a checkpoint in {self._directory} cannot be written; {left}. Make room, or the "
+            f"folder writable, and start the same command again.\n  {why}"
+        )
 
     def close(self) -> None:
         """Waits, then releases the directory."""

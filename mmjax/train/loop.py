@@ -30,14 +30,13 @@ from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate, picture_features
 from mmjax.train.interrupt import Interruption
-from mmjax.train.metrics import Meter, MetricsWriter, Progress
+from mmjax.train.metrics import Meter, MetricsWriter, Progress, tree_bytes
 from mmjax.train.optim import OptimizerConfig, Schedule, Selection, learning_rate, make_optimizer
 from mmjax.train.report import (
     accuracy_table,
     parameter_table,
     params_hash,
     plot_curves,
-    tree_bytes,
     write_samples,
 )
 from mmjax.train.state import TrainState

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -283,3 +284,18 @@ def human(number: float) -> str:
             break
         number /= 1000
     return f"{number:.3g}{suffix}"
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or `jax.ShapeDtypeStruct`) of a tree."""
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def human_bytes(count: int) -> str:
+    """Three significant digits, binary: 512 B, 1.5 KiB, 13.4 GiB."""
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 999.5 or unit == "TiB":
+            break
+        number /= 1024
+    return f"{number:.3g} {unit}"

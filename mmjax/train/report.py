@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from mmjax.nn.param import ParamSpec
-from mmjax.train.metrics import human, read_metrics
+from mmjax.train.metrics import human, human_bytes, read_metrics
 from mmjax.train.optim import Selection
 
 
@@ -65,21 +65,6 @@ def parameter_table(
     )
     share = f"{trained:,} of {everything:,} parameters train ({100 * trained / everything:.3g} %)"
     return f"{table}\n{share}"
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or `jax.ShapeDtypeStruct`) of a tree."""
-    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
-
-
-def human_bytes(count: int) -> str:
-    """Three significant digits, binary: 512 B, 1.5 KiB, 13.4 GiB."""
-    number = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if number < 999.5 or unit == "TiB":
-            break
-        number /= 1024
-    return f"{number:.3g} {unit}"
 
 
 def _table(

@@ -15,7 +15,8 @@ def load_config(name: str):
     return module.get_config(variant) if variant else module.get_config()
 
 
-def get_config():
+def get_config(variant: str = ""):
+    """``saving``: no questions asked, and a checkpoint after every step."""
     config = load_config("lmeye.py")
     config.align.steps, config.instruct.steps = 4, 6
     for stage in (config.align, config.instruct):
@@ -28,4 +29,9 @@ def get_config():
     config.align.data.options.limit = 400
     config.test.data.options = {"limit": 32}
     config.test.batch_size = 32
+    if variant == "saving":
+        config.instruct.steps, config.test = 16, {}
+        for stage in (config.align, config.instruct):
+            stage.update(save_every=1, log_every=4, eval_at_end=False, eval={})
+            stage.data.options.limit = 64
     return config

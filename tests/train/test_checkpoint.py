@@ -264,3 +264,16 @@ def test_flatten_names_every_leaf():
     assert "adam.nu.language.layers.q.kernel" in names
     with pytest.raises(ValueError, match="2 leaves .* only 1 different"):
         flatten({"a": {"b": 1}, "a.b": 2})
+
+
+def test_without_room_nothing_is_begun(directory, monkeypatch):
+    checkpointer = Checkpointer(directory, 2)
+    before = sorted(directory.rglob("*"))
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        OSError, match=r"(?s)step 3 is whole.*needs .* KiB, the disk has 100 B left"
+    ):
+        checkpointer.save(4, *make_state(), META)
+    checkpointer.close()
+    assert sorted(directory.rglob("*")) == before

@@ -13,15 +13,13 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from mmjax.nn.param import ParamSpec, zeros
-from mmjax.train.metrics import MetricsWriter
+from mmjax.train.metrics import MetricsWriter, human_bytes, tree_bytes
 from mmjax.train.optim import TrainRule, select
 from mmjax.train.report import (
     accuracy_table,
-    human_bytes,
     parameter_table,
     params_hash,
     plot_curves,
-    tree_bytes,
     write_samples,
 )
 
