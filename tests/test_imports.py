@@ -32,6 +32,8 @@ ALLOWED = {
     "conversion.runs": ["conversion", "mmjax.train.checkpoint", *SYSTEMS],
     "conversion": SYSTEMS,
     "mmjax.command": ["mmjax", "conversion.engine"],
+    "mmjax.doctor": [],
+    "mmjax.__main__": ["mmjax.doctor"],
     "configs": SYSTEMS,
     "scripts": ["mmjax", "conversion"],
 }
