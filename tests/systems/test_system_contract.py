@@ -1,0 +1,201 @@
+"""What generation, training, sharding and conversion rely on, asked of every system.
+
+A system joins with one line in `CASES`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from conversion.store import load_imported, save_imported
+from conversion.transfer import export_checkpoint, import_checkpoint
+from mmjax.data.batch import Batch
+from mmjax.data.sequence import Lengths, assemble
+from mmjax.data.templates import Encoded, Segment
+from mmjax.generate.greedy import GreedySettings, make_greedy
+from mmjax.nn.param import merge, specs
+from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.sharding import put_rows, resolve
+from mmjax.systems.foundation import LanguageModelConfig
+from mmjax.systems.registry import SYSTEMS, make_system
+from mmjax.systems.system import System, config_to_dict
+from mmjax.train.optim import OptimizerConfig
+from mmjax.train.step import jit_step, make_step
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A system at a few thousand parameters.
+
+    Attributes:
+      config: the system's.
+      rows: count -> rows in the layout of its template, answers included.
+      lengths: in which the rows fit with room to spare.
+      frame_size: side of its pictures; None for a system without.
+      frozen: regex of paths that stay as they are in its training.
+      files: what `export` writes of it that together are the whole model, "FORMAT/..."; none for a
+        system that is no paper's.
+    """
+
+    config: Any
+    rows: Callable[[int], list[Encoded]]
+    lengths: Lengths
+    frame_size: int | None
+    frozen: str
+    files: tuple[str, ...] = ()
+
+
+def text_rows(count: int) -> list[Encoded]:
+    rng = np.random.default_rng(0)
+    text = lambda n: tuple(int(i) for i in rng.integers(3, 20, n))  # noqa: E731
+    return [
+        Encoded([Segment(text(2 + i % 4)), Segment((*text(1 + i % 3), tiny.EOS), is_target=True)])
+        for i in range(count)
+    ]
+
+
+LMEYE = tiny.lmeye_config()
+LMEYE_FILES = ("original/checkpoint.pth", "hf/language", "hf/clip")
+CASES = {
+    "lmeye": Case(
+        LMEYE,
+        lambda count: tiny.lmeye_rows(LMEYE, count),
+        tiny.LENGTHS,
+        frame_size=8,
+        frozen=r"clip\..*|language\..*",
+        files=LMEYE_FILES,
+    ),
+    "language_model": Case(
+        LanguageModelConfig(tiny.llama_config()),
+        text_rows,
+        Lengths(target=12),
+        frame_size=None,
+        frozen=r"language\.embedding\..*",
+    ),
+}
+ROWS, NEW = 8, 5
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def system(case) -> System:
+    name = next(name for name, other in CASES.items() if other is case)
+    return make_system(name, config_to_dict(case.config))
+
+
+@pytest.fixture(scope="module")
+def params(system) -> dict[str, np.ndarray]:
+    return tiny.random_params(specs(system))
+
+
+def make_batch(case: Case, *, answers: bool, wider: int = 0) -> Batch:
+    sizes = {name: n and n + wider for name, n in dataclasses.asdict(case.lengths).items()}
+    rows = case.rows(ROWS)
+    if not answers:
+        prompt = lambda row: [segment for segment in row.target if not segment.is_target]  # noqa: E731
+        rows = [dataclasses.replace(row, target=prompt(row)) for row in rows]
+    prefix, request, target = assemble(rows, Lengths(**sizes), tiny.PAD)
+    batch = Batch(np.arange(100, 100 + ROWS), target, prefix=prefix, request=request)
+    if case.frame_size is None:
+        return batch
+    shape = (ROWS, 1, case.frame_size, case.frame_size, 3)
+    frames = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    return dataclasses.replace(batch, frames=frames)
+
+
+def all_logits(system: System, params, batch: Batch) -> np.ndarray:
+    """[b t v] at the positions of the target."""
+    read = lambda p, b: (m := merge(system, p)).logits(m.hidden(b).states)  # noqa: E731
+    return np.asarray(jax.jit(read)(params, batch))
+
+
+def test_prefill_and_decode_give_what_reading_gives(case, system, params):
+    whole, prompt = (make_batch(case, answers=answers) for answers in (True, False))
+    wanted = all_logits(system, params, whole)
+    ends, starts = whole.target.segments.sum(1), prompt.target.segments.sum(1)
+    logits, cache = jax.jit(lambda p, b: merge(system, p).prefill(b, ROWS))(params, prompt)
+    decode = jax.jit(lambda p, tokens, cache: merge(system, p).decode(tokens, cache))
+    for offset in range(int((ends - starts).max())):
+        for row in np.flatnonzero(starts + offset <= ends):
+            np.testing.assert_allclose(
+                logits[row], wanted[row, starts[row] + offset - 1], atol=2e-5
+            )
+        at = np.minimum(starts + offset, ends - 1)
+        logits, cache = decode(params, whole.target.tokens[np.arange(ROWS), at], cache)
+
+
+def test_alone_is_batched_whatever_the_neighbours_and_pads(case, system, params):
+    batch, wide = (make_batch(case, answers=True, wider=wider) for wider in (0, 3))
+    lengths, together = batch.target.segments.sum(1), all_logits(system, params, batch)
+    generate = make_greedy(system, GreedySettings(NEW, (tiny.EOS,), tiny.PAD))
+    answers = generate(params, make_batch(case, answers=False))
+    prompts = make_batch(case, answers=False, wider=3)
+    for rows in ([2], [5, 0, 7, 5]):
+        some, asked = (jax.tree.map(lambda x, r=rows: x[np.array(r)], b) for b in (wide, prompts))
+        logits, ids = all_logits(system, params, some), generate(params, asked)
+        for i, row in enumerate(rows):
+            n = lengths[row]
+            np.testing.assert_allclose(logits[i, :n], together[row, :n], atol=2e-5)
+            np.testing.assert_array_equal(ids[i], answers[row])
+
+
+def test_only_what_trains_changes(case, system, params):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    settings = OptimizerConfig(learning_rate=0.01, schedule="constant")
+    with jax.set_mesh(mesh):
+        state, frozen, optimizer = tiny.start(system, mesh, "dp", case.frozen, settings)
+        step = jit_step(make_step(system, optimizer, seed=0), state, frozen, mesh)
+        state, _ = step(state, frozen, put_rows(make_batch(case, answers=True), mesh))
+    assert set(frozen) == {path for path in params if re.fullmatch(case.frozen, path)} != set()
+    for path, value in frozen.items():
+        np.testing.assert_array_equal(value, params[path], err_msg=path)
+    for path, value in state.trainable.items():
+        assert not np.array_equal(value, params[path]), f"{path} has no gradient"
+    moments = state.opt_state["adam"]
+    assert set(moments.mu) == set(moments.nu) == set(state.trainable)
+
+
+def test_sharded_is_unsharded(case, system, params):
+    batch = make_batch(case, answers=True)
+    wanted = all_logits(system, params, batch)
+    mesh = make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, resolve(specs(system), mesh, "fsdp_tp"))
+        logits = all_logits(system, spread, put_rows(batch, mesh))
+    seen = batch.target.segments > 0
+    np.testing.assert_allclose(logits[seen], wanted[seen], atol=5e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.files])
+def test_exported_and_imported_again_it_is_bit_equal(name, tmp_path: Path):
+    case = CASES[name]
+    system = SYSTEMS[name](case.config)
+    params = tiny.random_params(specs(system))
+    for path in params:
+        if path.endswith(".added"):  # no format of others has a place for these rows
+            params[path] = np.zeros_like(params[path])
+    header = {"system": name, "variant": None, "model": config_to_dict(case.config)}
+    save_imported(tmp_path / "first", header, params, {})
+    for format in {file.split("/")[0] for file in case.files}:
+        export_checkpoint(tmp_path / "first", format=format, out=tmp_path / format)
+    sources = [tmp_path / file for file in case.files]
+    import_checkpoint(system=name, sources=sources, out=tmp_path / "second")
+    _, again = load_imported(tmp_path / "second")
+    assert again.keys() == params.keys()
+    for path, value in params.items():
+        assert again[path].dtype == jnp.float32
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
