@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import transformers
 
@@ -12,8 +13,9 @@ from conversion.__main__ import main
 from conversion.io import read
 from conversion.store import load_imported, save_imported
 from conversion.transfer import save_hf
+from mmjax.models.clip import MEAN, STD, Clip
 from mmjax.models.llama import Llama, LlamaConfig
-from mmjax.nn.param import specs
+from mmjax.nn.param import merge, specs
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
 from mmjax.systems.system import config_from_dict, config_to_dict
 
@@ -178,17 +180,47 @@ def test_added_rows_are_not_dropped_by_accident(tmp_path, capsys):
     )
 
 
-def test_our_own_networks_as_hf_folders(tmp_path):
-    config = LlamaConfig.tiny(tied_head=True)
-    rng = np.random.default_rng(0)
-    wanted = specs(Llama(config))
-    params = {path: rng.standard_normal(s.shape, np.float32) for path, s in wanted.items()}
+def test_our_llama_in_transformers(tmp_path):
+    """Grouped heads, a tied head, several shards: equal logits."""
+    config = LlamaConfig.tiny(tied_head=True, num_kv_heads=2)
+    model = Llama(config)
+    params = tiny.random_params(specs(model))
     save_hf(tmp_path / "llama", config, params, max_shard_bytes=100_000)
     assert (tmp_path / "llama" / "model.safetensors.index.json").exists()
-    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama")
-    table = model.get_input_embeddings().weight
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama")
+    table = theirs.get_input_embeddings().weight
     np.testing.assert_array_equal(table.detach().numpy(), params["embedding.table"])
-    assert model.get_output_embeddings().weight is table
+    assert theirs.get_output_embeddings().weight is table
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 9))
+    ours = merge(model, params)
+    positions, segments = np.tile(np.arange(9), (2, 1)), np.ones((2, 9), np.int32)
+    states, _ = ours(ours.embed(tokens, np.float32), positions=positions, segments=segments)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours.logits(states), wanted, atol=1e-4)
+
+
+def test_our_clip_in_transformers(tmp_path):
+    config = tiny.clip_config()
+    model = Clip(config)
+    params = tiny.random_params(specs(model))
+    save_hf(tmp_path / "clip", config, params)
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    rng = np.random.default_rng(0)
+    size, vocab = config.vision.image_size, config.text.vocab_size
+    frames = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    tokens = np.concatenate(
+        [rng.integers(0, vocab - 2, (2, 6)), np.full((2, 1), vocab - 1)], axis=1
+    )
+    ours = merge(model, params)
+    pictures = ours.image_features(frames, np.float32)
+    texts = ours.text_features(tokens, np.ones_like(tokens), np.float32)
+    pixels = ((frames / 255 - MEAN) / STD).astype(np.float32).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        output = theirs(torch.from_numpy(tokens), torch.from_numpy(pixels))
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    logits = np.exp(params["logit_scale"]) * unit(pictures) @ unit(texts).T
+    np.testing.assert_allclose(logits, output.logits_per_image.numpy(), atol=1e-4)
 
 
 def test_inspect(tmp_path, net, llama_folder, capsys):
