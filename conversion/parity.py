@@ -1,10 +1,9 @@
 """``python -m conversion parity FOLDER ...``: our numbers against recorded ones, tensor by tensor.
 
 A folder holds what the original PyTorch code computed from tiny random weights:
-  ``state.safetensors`` (original key
-names), ``io.safetensors`` (inputs, intermediates, outputs, gradients) and ``config.json``. Which
-system it is of is told by its content; any sizes will do. The state goes through the same tables as
-a real checkpoint.
+``state.safetensors`` (original key names), ``io.safetensors`` (inputs, intermediates, outputs,
+gradients) and ``config.json``. Which system it is of is told by its content; any sizes will do. The
+state goes through the same tables as a real checkpoint.
 """
 
 import dataclasses

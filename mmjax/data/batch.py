@@ -1,12 +1,11 @@
 """The contract between data, systems and generation: what one batch is.
 
 Letters: ``b`` rows, ``t`` tokens, ``f`` pictures and video frames of a row, ``r`` rows of a slot
-  table, ``d`` width.
-Arrays are numpy on the way out of the pipeline and jax arrays inside a step.
+table, ``d`` width. Arrays are numpy on the way out of the pipeline and jax arrays inside a step.
 
 A slot is a position whose embedding a system fills in. ``slots[name][b, t]`` is -1, or the row of
-the table ``[b r d]``
-of that name which belongs there: ``media``, ``request``, ``response``, ``guidance``.
+the table ``[b r d]`` of that name which belongs there: ``media``, ``request``, ``response``,
+``guidance``.
 
     target only       one-pass systems, and the alignment stage of LMEye
     prefix + target   the same, with the prompt apart (generation)
@@ -16,8 +15,7 @@ of that name which belongs there: ``media``, ``request``, ``response``, ``guidan
                       .. .. Image: <img> What ..  |  <request>
                                                   |  <response> x K Answer: a circle </s> .. ..
                                                      target (right-padded)
-    request + target  no prefix: two texts that need share nothing (the original LMEye's training
-    layout)
+    request + target  no prefix: two texts that need share nothing (how the original LMEye trains)
 """
 
 import dataclasses

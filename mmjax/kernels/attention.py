@@ -22,10 +22,9 @@ def attention(
 ) -> jax.Array:
     """Softmax attention, the softmax in float32; key heads are shared by groups of query heads.
 
-    A query sees a key of its own segment. Segment 0 is padding: its keys are seen by nobody else,
-      and what comes out
-    for its queries means nothing. With ``causal`` the last query stands at the last key, so that a
-    continuation (t < s) sees all of what it continues:
+    A query sees the keys of its own segment. Segment 0 is padding: its keys are seen by nobody
+    else, and what comes out for its queries means nothing. With ``causal`` the last query stands at
+    the last key, so that a continuation (t < s) sees all of what it continues:
 
         t = 2, s = 4   x x x .      (a left-padded prefix hides its pads by segment,
                        x x x x       so the cut is one index for all rows)

@@ -141,8 +141,8 @@ def check_params(
 def merge(module: nnx.Module, params: Mapping[str, jax.Array]) -> nnx.Module:
     """A copy of ``module`` that holds ``params``: exactly its paths, exactly its shapes.
 
-    `nnx.merge` pairs leaves by position and takes any shape, hence the check (made while tracing:
-      it is free).
+    `nnx.merge` pairs leaves by position and takes any shape, hence the check. It is made while
+    tracing and costs nothing.
     """
     check_params(specs(module), params, type(module).__name__)
     graph, _ = nnx.split(module)

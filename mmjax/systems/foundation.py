@@ -67,8 +67,7 @@ class Contrastive(System):
     ``request``.
 
     Pictures that share a caption to the letter are all right answers to it, in equal parts: in a
-      small world the
-    plain loss would call most of them wrong.
+    small world the plain loss would call most of them wrong.
     """
 
     Config = ContrastiveConfig
