@@ -342,9 +342,13 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
     """Opens one part; the table leads to the model's paths."""
     prefix = f"{module}." if module else ""
     if not is_imported(folder):
-        source = read(folder)
+        source = read(folder, pickles=False)
         network = network_of(source.config, folder)
-        return NETWORKS[network].table.under(path_prefix=prefix), source
+        table = NETWORKS[network].table.under(path_prefix=prefix)
+        if not any(table.fills(path) for path in below):
+            part = f"the part {module!r}" if module else "the whole model"
+            raise ConversionError(str(folder), [f"it is a {network}, which {part} is not"])
+        return table, source
     source = read_imported(folder)
     if (system := source.config["system"]) in NETWORKS:
         source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init

@@ -82,12 +82,16 @@ class Source:
         return {key: entry.shape for key, entry in self.entries.items()}
 
 
-def read(path: str | Path) -> Source:
+def read(path: str | Path, *, pickles: bool = True) -> Source:
     """Opens a checkpoint file or Hugging Face folder.
+
+    Args:
+      path: file or folder.
+      pickles: whether ``.bin``, ``.pt`` and ``.pth`` will do; the converter says yes, a run no.
 
     Raises:
       SourceError: no such file, no or several checkpoints in the folder, a missing shard, a
-        truncated file, a git-LFS pointer, a pickle that holds more than tensors.
+        truncated file, a git-LFS pointer, a pickle that holds more than tensors or is not wanted.
     """
     path = Path(path)
     if not path.exists():
@@ -95,9 +99,9 @@ def read(path: str | Path) -> Source:
     config = None
     if path.is_dir():
         config = read_json(path / "config.json") if (path / "config.json").exists() else None
-        source = _read_file(_weights_of(path))
+        source = _read_file(_weights_of(path), pickles)
     else:
-        source = _read_file(path)
+        source = _read_file(path, pickles)
     entries, notices = source.entries, source.notices
     if entries and all(key.startswith("module.") for key in entries):
         entries = {key.removeprefix("module."): entry for key, entry in entries.items()}
@@ -130,12 +134,17 @@ def _weights_of(folder: Path) -> Path:
     return found[0]
 
 
-def _read_file(path: Path) -> Source:
+def _read_file(path: Path, pickles: bool) -> Source:
     if path.name.endswith(".index.json"):
-        return _read_shards(path)
+        return _read_shards(path, pickles)
     _refuse_pointer(path)
     if path.suffix == ".safetensors":
         return Source(path.name, _read_safetensors(path), (path,))
+    if path.suffix in SUFFIXES and not pickles:
+        raise SourceError(
+            f"{path}: a pickle; runs read safetensors and imported checkpoints only. Convert it "
+            f"once: python -m conversion import --system NAME --source {path.parent} --out DIR"
+        )
     if path.suffix in SUFFIXES:
         return _read_torch(path)
     raise SourceError(
@@ -151,7 +160,7 @@ def _refuse_pointer(path: Path) -> None:
             )
 
 
-def _read_shards(index: Path) -> Source:
+def _read_shards(index: Path, pickles: bool) -> Source:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict):
         raise SourceError(f"{index}: has no 'weight_map'; not an index of shards")
@@ -162,7 +171,7 @@ def _read_shards(index: Path) -> Source:
         raise SourceError(
             f"{index}: {len(missing)} of {len(names)} shards are missing: {missing}; download them"
         )
-    shards = {name: _read_file(index.parent / name) for name in names}
+    shards = {name: _read_file(index.parent / name, pickles) for name in names}
     held = {(key, name) for name, shard in shards.items() for key in shard.entries}
     if held != set(placed.items()):
         raise SourceError(

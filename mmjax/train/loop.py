@@ -63,8 +63,9 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
       Stopped: the process was told to stop (SIGTERM, Ctrl-C); the steps taken are saved.
     """
     workdir = Path(workdir).resolve()
-    _claim(workdir, config)
+    _check_claim(workdir, config)
     run = build(config)
+    _claim(workdir, config)
     run.tokenizer.save(workdir / "tokenizer")
     with (
         MetricsWriter(workdir) as writer,
@@ -362,23 +363,26 @@ def _batch_hash(batch: Batch) -> str:
     return digest.hexdigest()[:16]
 
 
-def _claim(workdir: Path, config: Mapping) -> None:
-    """Writes ``config.json``, or checks that the one there says the same."""
-    file, text = workdir / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n"
-    if file.is_file():
-        old, new = (_flat(c) for c in (json.loads(file.read_text()), json.loads(text)))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if changed:
-            lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-            raise ValueError(
-                f"{workdir} holds a run with another config; give another --workdir, or delete it:"
-                f"\n  {lines}"
-            )
+def _check_claim(workdir: Path, config: Mapping) -> None:
+    """Refuses the directory of a run with another config, or of something else."""
+    file = workdir / "config.json"
+    if not file.is_file():
         return
+    old, new = (_flat(c) for c in (json.loads(file.read_text()), json.loads(json.dumps(config))))
+    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+        lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        raise ValueError(
+            f"{workdir} holds a run with another config; give another --workdir, or delete it:"
+            f"\n  {lines}"
+        )
+
+
+def _claim(workdir: Path, config: Mapping) -> None:
+    """Writes ``config.json``, once everything that the config names has been found to fit."""
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("config.json.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    os.replace(partial, workdir / "config.json")
 
 
 def _flat(value, prefix: str = "") -> dict:

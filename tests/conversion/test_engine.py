@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from conversion import engine
 from conversion.engine import ConversionError, config_from_hf, load_weights
 from conversion.huggingface import NETWORKS
-from conversion.io import Entry, Source, read
+from conversion.io import Entry, Source, SourceError, read
 from conversion.store import save_imported
 from conversion.tables.clip import CLIP
 from conversion.tables.llama import LLAMA
@@ -242,10 +243,19 @@ def test_load_weights_takes_imported_checkpoints(lmeye, llama_folder, clip_folde
 
 
 def test_load_weights_names_the_part_that_does_not_fit(lmeye, llama_folder, clip_folder):
-    with pytest.raises(ConversionError, match="not consumed: language from .*vision_model"):
+    with pytest.raises(ConversionError, match="it is a clip, which the part 'language' is not"):
         load_weights({"language": clip_folder, "clip": clip_folder}, lmeye)
     with pytest.raises(ConversionError, match="no parameters below 'tower'"):
         load_weights({"tower": clip_folder}, lmeye)
+
+
+def test_load_weights_reads_no_pickles(lmeye, llama_folder, tmp_path):
+    shutil.copytree(llama_folder, tmp_path, dirs_exist_ok=True)
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(SourceError, match=r"pytorch_model\.bin: a pickle.*conversion import"):
+        load_weights({"language": tmp_path}, lmeye)
 
 
 def test_load_weights_finds_assets(lmeye, llama_folder, tmp_path, monkeypatch):
