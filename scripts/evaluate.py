@@ -25,7 +25,7 @@ def main(_) -> None:
     run, stage = load_run(workdir, STAGE.value)
     section = question_section(run.config, stage)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, workdir / "features.npz")
+        features = picture_features(run, workdir)
         accuracy, _ = evaluate(
             run, run.params, section, features, without_picture=WITHOUT_PICTURE.value
         )

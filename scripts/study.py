@@ -57,7 +57,7 @@ def main(_) -> None:
 def test(workdir: Path, stage: str | None = None, *, without_picture: bool = False) -> Accuracy:
     run, stage = load_run(workdir, stage)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, workdir / "features.npz")
+        features = picture_features(run, workdir)
         section = question_section(run.config, stage)
         return evaluate(run, run.params, section, features, without_picture=without_picture)[0]
 

@@ -1,6 +1,8 @@
 """From an ml_collections config to the plain values that a run is made of, checked before anything
 is loaded."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import from_json
@@ -36,8 +38,11 @@ def resolve(config: ConfigDict) -> dict:
         for part, where in plain["weights"].items()
         if not where and part != "all" and not plain["weights"].get("all")
     ]
-    if plain["features"] not in ("once", "step"):
-        problems.append(f"features is {plain['features']!r}, it must be 'once' or 'step'")
+    if plain["features"] not in ("once", "step") and not Path(plain["features"]).is_dir():
+        problems.append(
+            f"features is {plain['features']!r}, it must be 'once', 'step' or a folder that "
+            "scripts/prepare_data.py features has made"
+        )
     for stage in plain["stages"]:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):

@@ -3,7 +3,7 @@ then the final test.
 
 A run directory tells the story: ``config.json``, ``tokenizer/``, ``metrics.jsonl``,
   ``checkpoints/<stage>/``,
-``features.npz``, ``curves.png``, ``samples.html``, ``bad_samples.jsonl``. The same command started
+``features/``, ``curves.png``, ``samples.html``, ``bad_samples.jsonl``. The same command started
 again goes on where
 it stopped: the data position is the step, so nothing else needs to be remembered.
 """
@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -42,6 +42,7 @@ from mmjax.train.report import (
 )
 from mmjax.train.state import TrainState
 from mmjax.train.step import Step, jit_step, make_step
+from mmjax.train.tower import Tower
 
 
 def train(config: dict, workdir: Path) -> dict[str, float]:
@@ -65,7 +66,7 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
     run.tokenizer.save(workdir / "tokenizer")
     writer = MetricsWriter(workdir)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, workdir / "features.npz")
+        features = picture_features(run, workdir)
         params = run.params
         for index, name in enumerate(config["stages"]):
             directory = str(stage_directory(workdir, name))
@@ -163,6 +164,7 @@ def _steps(
     """From the state's step to the stage's last: step, log, evaluate, save."""
     run, config, first = stage.run, stage.config, int(state.step)
     steps, meter = config["steps"], Meter()
+    see = _frozen_tower(run, frozen)
     batches = pipeline.iterate(first, steps - first)
     with Progress(
         f"{stage.index + 1}/{len(run.config['stages'])} {stage.name}", steps, start=first
@@ -170,7 +172,8 @@ def _steps(
         for step in range(first + 1, steps + 1):
             with meter.waiting():
                 batch = next(batches)
-            state, metrics = step_fn(state, frozen, put_rows(batch, run.mesh))
+            seen = see(frozen | state.trainable, put_rows(batch, run.mesh))
+            state, metrics = step_fn(state, frozen, seen)
             meter.add(metrics, samples=config["batch_size"], tokens=_num_tokens(batch))
             values, last = None, step == steps
             if stage.is_due("log_every", step) or last:
@@ -191,6 +194,12 @@ def _steps(
                         Path(stage.directory).parents[1] / "bad_samples.jsonl", pipeline.quarantine
                     )
     return state
+
+
+def _frozen_tower(run: Run, frozen: Params) -> Callable[[Params, Batch], Batch]:
+    """Puts features in the place of a batch's pictures, unless the tower trains with the rest."""
+    tower = Tower(run.system, run.mesh, run.config)
+    return tower.see if frozen.keys() >= set(tower.paths) else lambda _, batch: batch
 
 
 def _evaluate(stage: _Stage, params: Params, step: int) -> str:

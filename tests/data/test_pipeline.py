@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.example import Example
-from mmjax.data.features import FeatureStore, media_of
+from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
 from mmjax.data.images import clip_preprocess, load_image
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.data.sequence import Lengths, Overlong
@@ -201,14 +201,16 @@ def test_epoch_generating_needs_no_answers(listed, source, tokenizer):
     assert not pipeline.quarantine
 
 
-def test_features_take_the_place_of_frames(source, tokenizer):
-    store = FeatureStore.compute(
-        media_of(source),
-        lambda media: clip_preprocess(load_image(media), 8),
-        lambda frames: frames.astype(np.float32).mean(axis=(1, 2)),
-        batch_size=4,
-        fingerprint="f",
-    )
+def test_features_take_the_place_of_frames(source, tokenizer, tmp_path):
+    with FeatureWriter(tmp_path / "store", fingerprint=None) as writer:
+        compute_features(
+            media_of(source),
+            lambda media: clip_preprocess(load_image(media), 8),
+            lambda frames: frames.astype(np.float32).mean(axis=(1, 2)),
+            writer,
+            batch_size=4,
+        )
+    store = FeatureStore(tmp_path / "store")
     frames = make(source, tokenizer).batch_at(1)
     features = make(source, tokenizer, features=store, image_size=None).batch_at(1)
     assert features.frames is None and features.features.shape == (4, 1, 3)
