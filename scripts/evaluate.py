@@ -10,7 +10,8 @@ from absl import flags
 
 from mmjax import command
 from mmjax.train.build import load_run
-from mmjax.train.evaluation import evaluate, picture_features, question_section
+from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.features import picture_features
 from mmjax.train.report import accuracy_table
 
 RUN = flags.DEFINE_string("run", None, "run directory", required=True)

@@ -22,7 +22,8 @@ from mmjax import command
 from mmjax.evaluate.accuracy import Accuracy, compare
 from mmjax.train.build import load_run
 from mmjax.train.config import resolve
-from mmjax.train.evaluation import evaluate, picture_features, question_section
+from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.features import picture_features
 from mmjax.train.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/lmeye.py")

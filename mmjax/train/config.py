@@ -10,7 +10,7 @@ from mmjax.train.optim import OptimizerConfig
 
 TOP = (
     "system variant model seed weights tokenizer frozen_dtype features mesh preset max_bad_steps "
-    "stages test"
+    "max_bad_fraction stages test"
 ).split()
 STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
@@ -50,6 +50,16 @@ def resolve(config: ConfigDict) -> dict:
     if problems:
         raise ValueError(f"{len(problems)} problems in the config:\n  " + "\n  ".join(problems))
     return plain
+
+
+def data_sections(config: dict) -> dict[str, dict]:
+    """Name -> each section of a resolved config that has ``data``: stages, their ``eval``,
+    ``test``."""
+    sections = {}
+    for stage in config["stages"]:
+        sections |= {stage: config[stage], f"{stage}.eval": config[stage]["eval"]}
+    sections["test"] = config["test"]
+    return {name: section for name, section in sections.items() if section}
 
 
 def _stage_problems(name: str, stage: dict) -> list[str]:

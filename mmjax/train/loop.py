@@ -21,7 +21,6 @@ import numpy as np
 
 from mmjax.data.batch import Batch
 from mmjax.data.features import FeatureStore
-from mmjax.data.images import load_image
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
@@ -29,13 +28,16 @@ from mmjax.nn.param import Params
 from mmjax.parallel.sharding import put_rows
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
-from mmjax.train.evaluation import evaluate, picture_features
+from mmjax.train.evaluation import evaluate
+from mmjax.train.features import picture_features
 from mmjax.train.metrics import Meter, MetricsWriter, Progress
 from mmjax.train.optim import OptimizerConfig, Schedule, Selection, learning_rate, make_optimizer
 from mmjax.train.report import (
     accuracy_table,
+    note_bad,
     parameter_table,
     params_hash,
+    picture_of,
     plot_curves,
     tree_bytes,
     write_samples,
@@ -105,6 +107,10 @@ class _Stage:
     writer: MetricsWriter
     features: FeatureStore | None
 
+    @property
+    def workdir(self) -> Path:
+        return Path(self.directory).parents[1]
+
     def is_due(self, every: str, step: int) -> bool:
         return bool(self.config[every]) and step % self.config[every] == 0
 
@@ -141,14 +147,16 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
             batch_size=stage.config["batch_size"],
             features=stage.features,
         )
-        _introduce(stage, selection, state, frozen, pipeline)
-        if first:
-            state = _restore(checkpointer, state)
-            print(f"Stage {stage.name} goes on after step {first}")
-        stage.writer.truncate_after(stage.index, first)
-        state = _steps(
-            stage, state, frozen, step_fn, pipeline, checkpointer, learning_rate(settings, steps)
-        )
+        rate = learning_rate(settings, steps)
+        try:
+            _introduce(stage, selection, state, frozen, pipeline)
+            if first:
+                state = _restore(checkpointer, state)
+                print(f"Stage {stage.name} goes on after step {first}")
+            stage.writer.truncate_after(stage.index, first)
+            state = _steps(stage, state, frozen, step_fn, pipeline, checkpointer, rate)
+        finally:  # also when there are too many
+            note_bad(stage.workdir, pipeline.quarantine)
     return frozen | state.trainable
 
 
@@ -190,9 +198,7 @@ def _steps(
                     progress.say(_evaluate(stage, frozen | state.trainable, step))
                 if stage.is_due("save_every", step) or last:
                     _save(checkpointer, step, state, stage)
-                    _write_lines(
-                        Path(stage.directory).parents[1] / "bad_samples.jsonl", pipeline.quarantine
-                    )
+                    note_bad(stage.workdir, pipeline.quarantine)
     return state
 
 
@@ -204,7 +210,9 @@ def _frozen_tower(run: Run, frozen: Params) -> Callable[[Params, Batch], Batch]:
 
 def _evaluate(stage: _Stage, params: Params, step: int) -> str:
     """On questions about training pictures that were held out; returns a line for the terminal."""
-    accuracy, _ = evaluate(stage.run, params, stage.config["eval"], stage.features)
+    accuracy, _ = evaluate(
+        stage.run, params, stage.config["eval"], stage.features, workdir=stage.workdir
+    )
     stage.writer.write(
         accuracy.metrics("dev"), stage_index=stage.index, stage=stage.name, step=step
     )
@@ -240,6 +248,8 @@ def _introduce(
     dtypes = {path: x.dtype for path, x in (frozen | state.trainable).items()}
     print(f"\nStage {stage.name}\n")
     print(parameter_table(stage.run.specs, selection, dtypes, tree_bytes(state.opt_state)))
+    for notice in getattr(pipeline.source, "notices", ()):
+        print(f"\n{pipeline.source.name}: {notice}")
     batch = pipeline.batch_at(0)
     print("\nOne sample, the predicted tokens in brackets:\n")
     print(describe(batch, 0, stage.run.tokenizer))
@@ -280,7 +290,7 @@ def _test(
 ) -> dict[str, float]:
     """The held-out questions, all of them: the table, and a page of samples."""
     section, stages = run.config["test"], run.config["stages"]
-    accuracy, predictions = evaluate(run, params, section, features)
+    accuracy, predictions = evaluate(run, params, section, features, workdir=workdir)
     metrics, steps = accuracy.metrics("eval"), run.config[stages[-1]]["steps"]
     writer.truncate_after(len(stages) - 1, steps)
     writer.write(metrics, stage_index=len(stages), stage="test", step=steps)
@@ -294,7 +304,7 @@ def _test(
 def _sample(prediction: Prediction) -> dict:
     example = prediction.example
     return dict(
-        image=load_image(example.media[0]),
+        image=picture_of(example),
         question=example.text("user"),
         answer=prediction.answer,
         truth=example.info["answer"],
@@ -350,8 +360,3 @@ def _flat(value, prefix: str = "") -> dict:
     return {
         k: v for key, below in value.items() for k, v in _flat(below, f"{prefix}{key}.").items()
     }
-
-
-def _write_lines(file: Path, records: list[dict]) -> None:
-    with file.open("w") as out:
-        out.writelines(json.dumps(record) + "\n" for record in records)

@@ -161,7 +161,8 @@ def test_overlong_policies(example, source, tokenizer):
 def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path):
     pictures = [example(number, tmp_path / f"{number}.png") for number in range(3)]
     with pytest.raises(
-        RuntimeError, match=r"none can be used(?s:.*)record 0 \(example 0\): .*0.png"
+        ValueError,
+        match=r"more than 1 of 3 records cannot be used(?s:.*)record 0 \(example 0\): .*0.png",
     ):
         make(listed(pictures), tokenizer).batch_at(0)
 
@@ -169,7 +170,7 @@ def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path)
     bad = [example(number, question="one two " * 40) for number in range(300, 500)]
     text = {"template": PlainText(), "lengths": Lengths(target=8), "batch_size": 10}
     pipeline = make(listed(good + bad), tokenizer, **text)
-    with pytest.raises(RuntimeError, match=r"more than 100 of 500(?s:.*)and \d+ more"):
+    with pytest.raises(ValueError, match=r"more than 100 of 500(?s:.*)and \d+ more"):
         list(pipeline.iterate(num_steps=100))
     tolerant = make(listed(good + bad), tokenizer, max_bad_fraction=0.5, **text)
     assert len(list(tolerant.iterate(num_steps=50))) == 50

@@ -16,12 +16,8 @@ from mmjax.train import loop
 from mmjax.train.build import build, load_run
 from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
-from mmjax.train.evaluation import (
-    evaluate,
-    picture_features,
-    prepare_features,
-    question_section,
-)
+from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.features import picture_features, prepare_features
 
 STAGES = ("align", "instruct")
 
