@@ -23,7 +23,7 @@ from mmjax.train.metrics import human, read_metrics
 from mmjax.train.optim import Selection
 
 
-def parametertable(
+def parameter_table(
     specs: Mapping[str, ParamSpec],
     selection: Selection,
     dtypes: Mapping[str, Any] | None = None,
@@ -126,7 +126,7 @@ def params_hash(params: Mapping[str, jax.Array]) -> str:
     return digest.hexdigest()
 
 
-def accuracytable(per_kind: Mapping[str, tuple[int, int]]) -> str:
+def accuracy_table(per_kind: Mapping[str, tuple[int, int]]) -> str:
     """Accuracy of every kind of question from its (correct, count), their mean, and overall."""
 
     def row(name: str, correct: int, count: int) -> list[str]:
