@@ -78,7 +78,8 @@ def make_source(name: str, split: str, **options: Any) -> Source:
     if name in SOURCES:
         return _made(SOURCES[name], name, split, **options)
     known = [*SOURCES, *(f"{kind}:PATH" for kind in FILES), "tfds:NAME"]
-    near = difflib.get_close_matches(name, known, n=3)
+    spelled = {each.partition(":")[0]: each for each in known}
+    near = [spelled[each] for each in difflib.get_close_matches(kind, spelled, n=3)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"no source named {name!r}; {hint}known: {', '.join(known)}")
 

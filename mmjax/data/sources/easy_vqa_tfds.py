@@ -27,7 +27,7 @@ def make_builder(data_dir: str | Path) -> Any:
     """A ``tfds.core.GeneratorBasedBuilder`` of easy-VQA."""
     tfds = import_tfds()
 
-    class EasyVqa(tfds.core.GeneratorBasedBuilder):
+    class EasyVqa(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Questions about pictures of one shape."""
 
         VERSION = tfds.core.Version("1.0.0")

@@ -89,6 +89,8 @@ class Tfds:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} records, there is no {index}")
         name = f"{self.name}/{index}"
         try:
             record = self._records[index]
@@ -164,10 +166,10 @@ def _folder_of(name: str, data_dir: Path) -> Path:
             )
         base, found = (below[0], _versions(below[0])) if below else (base, [])
     if not found or not (base / found[-1] / "dataset_info.json").is_file():
-        there = sorted(p.name for p in data_dir.iterdir()) if data_dir.is_dir() else []
+        there = {p.relative_to(data_dir).parts[0] for p in data_dir.glob("**/dataset_info.json")}
         raise FileNotFoundError(
             f"no prepared data set {name!r} in {data_dir} "
-            f"(there: {', '.join(there) or 'nothing'}); "
+            f"(there: {', '.join(sorted(there)) or 'nothing'}); "
             "easy-VQA is prepared by: python scripts/prepare_data.py tfds --data_dir "
             f"{data_dir}; others by: tfds build "
             f"{path} --data_dir {data_dir} --file_format array_record"
