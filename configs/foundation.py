@@ -33,6 +33,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, tensor=1),
             preset="dp",
             max_bad_steps=10,
+            max_bad_fraction=1e-3,  # of a source's records, or 100: more stop the run
             stages=("pretrain",),
         )
     )

@@ -61,6 +61,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, tensor=1),
             preset="dp" if tiny else "fsdp",
             max_bad_steps=10,
+            max_bad_fraction=1e-3,  # of a source's records, or 100: more stop the run
             stages=("align", "instruct"),
         )
     )

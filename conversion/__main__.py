@@ -1,4 +1,5 @@
-"""``python -m conversion import | export | inspect | parity | manifest``; ``--help`` after each."""
+"""``python -m conversion COMMAND``: import, export, inspect, parity, manifest, features; ``--help``
+after each."""
 
 import argparse
 import sys
@@ -56,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         many.add_argument(
             "paths", nargs="+", type=Path, metavar="FILE.json" if name == "manifest" else "DIR"
         )
+
+    features = commands.add_parser(
+        "features", help="a pickle of picture features, {id: vector} -> a feature store"
+    )
+    features.add_argument("file", type=Path, metavar="FILE.pkl")
+    features.add_argument("--out", required=True, type=Path, metavar="DIR")
     return parser
 
 
@@ -68,6 +75,11 @@ def _run(args: argparse.Namespace) -> int:
     elif args.command == "export":
         for file in export_checkpoint(**options):
             print(f"written: {file}")
+    elif args.command == "features":
+        from conversion.features import import_features
+
+        store = import_features(args.file, args.out)
+        print(f"written: {args.out}, {len(store):,} rows of {store.shape}")
     elif args.command == "inspect":
         from conversion import inspection
 

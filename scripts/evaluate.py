@@ -10,7 +10,8 @@ from absl import flags
 
 from mmjax import command
 from mmjax.train.build import load_run
-from mmjax.train.evaluation import evaluate, picture_features, question_section
+from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.features import picture_features
 from mmjax.train.report import accuracy_table
 
 RUN = flags.DEFINE_string("run", None, "run directory", required=True)
@@ -25,7 +26,7 @@ def main(_) -> None:
     run, stage = load_run(workdir, STAGE.value)
     section = question_section(run.config, stage)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, workdir / "features.npz")
+        features = picture_features(run, workdir)
         accuracy, _ = evaluate(
             run, run.params, section, features, without_picture=WITHOUT_PICTURE.value
         )

@@ -22,7 +22,8 @@ from mmjax import command
 from mmjax.evaluate.accuracy import Accuracy, compare
 from mmjax.train.build import load_run
 from mmjax.train.config import resolve
-from mmjax.train.evaluation import evaluate, picture_features, question_section
+from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.features import picture_features
 from mmjax.train.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/lmeye.py")
@@ -57,7 +58,7 @@ def main(_) -> None:
 def test(workdir: Path, stage: str | None = None, *, without_picture: bool = False) -> Accuracy:
     run, stage = load_run(workdir, stage)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, workdir / "features.npz")
+        features = picture_features(run, workdir)
         section = question_section(run.config, stage)
         return evaluate(run, run.params, section, features, without_picture=without_picture)[0]
 

@@ -5,9 +5,11 @@ A part is text or a picture, never text with placeholders in it: a user may writ
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +24,20 @@ class Media:
     Attributes:
       key: names the picture uniquely within the project's data; stored features are looked up by
         it.
-      data: the file, or its encoded bytes.
+      data: the file, its encoded bytes, or a function that reads them (raises `BadSample`); None
+        for a picture of which nothing but stored features is there.
       mirrored: to be flipped left to right after decoding. A mirrored picture needs a key of its
         own.
     """
 
     key: str
-    data: Path | bytes
+    data: Path | bytes | Callable[[], bytes] | None
     mirrored: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    role: Literal["user", "assistant"]
+    role: Role
     parts: tuple[Text | Media, ...]
 
 
@@ -57,7 +60,7 @@ class Example:
         """All pictures, in reading order."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Media))
 
-    def text(self, role: Literal["user", "assistant"]) -> str:
+    def text(self, role: Role) -> str:
         """The texts of all turns of ``role``, joined as they are."""
         parts = [part for turn in self.turns if turn.role == role for part in turn.parts]
         return "".join(part.text for part in parts if isinstance(part, Text))

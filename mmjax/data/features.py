@@ -1,86 +1,268 @@
-"""A frozen tower's outputs, computed once for every picture and looked up afterwards."""
+"""A frozen tower's outputs on disk: one row for each picture, looked up by the picture's key.
 
+A store is a folder. Its features are mapped, not read, so it may be larger than the memory:
+
+    meta.json       shape and dtype of a row, number of rows, fingerprint, how it was made
+    features.bin    the rows, one after the other
+    keys.jsonl      the picture of each row
+    bad.jsonl       [key, reason] of each picture that could not be read
+
+It is written under another name, which becomes its own when all of it is there.
+"""
+
+import collections
+import concurrent.futures
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
+import ml_dtypes
 import numpy as np
 
 from mmjax.data.example import BadSample, Media
 from mmjax.data.sources import Source
 
+_VERSION = 1
+_INCOMPLETE = ".incomplete"
+_THREADS = 4  # that decode pictures
+_DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "float16", "bfloat16")
+}
 
-def media_of(source: Source) -> list[Media]:
-    """Every picture of ``source`` once, in order of first appearance."""
-    found: dict[str, Media] = {}
+
+def media_of(source: Source) -> Iterator[Media]:
+    """Every picture of ``source`` once, in order of first appearance.
+
+    Records that cannot be read have none; the pipeline will say why.
+    """
+    seen: set[str] = set()
     for record in range(len(source)):
-        for media in source[record].media:
-            found.setdefault(media.key, media)
-    return list(found.values())
+        try:
+            found = source[record].media
+        except BadSample:
+            continue
+        for media in found:
+            if media.key not in seen:
+                seen.add(media.key)
+                yield media
+
+
+class FeatureWriter:
+    """Writes a store; used in a ``with`` block, whose end makes it appear, or not at all."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fingerprint: Mapping[str, str] | None,
+        made_by: Mapping[str, Any] | None = None,
+    ):
+        """
+        Args:
+          folder: where to.
+          fingerprint: what the features depend on: the tower's weights, the pictures' preparation;
+            None where it is not known (imported features).
+          made_by: further facts for the reader of ``meta.json``.
+
+        Raises:
+          FileExistsError: there is something already.
+        """
+        self._folder = Path(folder)
+        if self._folder.exists():
+            raise FileExistsError(f"{folder} exists already: delete it, or choose another folder")
+        self._fingerprint, self._made_by = fingerprint, dict(made_by or {})
+        self._row: tuple[tuple[int, ...], np.dtype] | None = None
+        self._count = self._bad = 0
+
+    def __enter__(self) -> Self:
+        name = f"{self._folder.name}.{os.getpid()}{_INCOMPLETE}"
+        self._partial = self._folder.absolute().with_name(name)
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        names = ("features.bin", "keys.jsonl", "bad.jsonl")
+        self._files = {name: (self._partial / name).open("wb") for name in names}
+        return self
+
+    def add(self, keys: Sequence[str], rows: np.ndarray) -> None:
+        """Appends ``rows`` [n ...], the features of the pictures ``keys``."""
+        if len(keys) != len(rows):
+            raise ValueError(f"{len(keys)} keys for {len(rows)} feature rows")
+        row = rows.shape[1:], rows.dtype
+        if self._row is None and rows.dtype.name not in _DTYPES:
+            raise ValueError(f"features must be {', '.join(_DTYPES)}; these are {rows.dtype}")
+        if self._row not in (None, row):
+            raise ValueError(f"a feature row of {row} after others of {self._row}")
+        self._row = row
+        self._files["features.bin"].write(np.ascontiguousarray(rows).tobytes())
+        self._files["keys.jsonl"].write(b"".join(_line(key) for key in keys))
+        self._count += len(keys)
+
+    def add_bad(self, key: str, reason: str) -> None:
+        self._files["bad.jsonl"].write(_line([key, reason]))
+        self._bad += 1
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            if kind is not None:
+                return
+            if self._row is None:
+                reasons = (self._partial / "bad.jsonl").read_text().splitlines()[:5]
+                raise ValueError(
+                    f"no features for {self._folder}: none of {self._bad} pictures can be read"
+                    + "".join(f"\n  {reason}" for reason in reasons)
+                )
+            shape, dtype = self._row
+            meta = dict(
+                version=_VERSION,
+                count=self._count,
+                shape=shape,
+                dtype=dtype.name,
+                fingerprint=self._fingerprint,
+                made_by=self._made_by,
+            )
+            (self._partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+            self._partial.rename(self._folder)
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def compute_features(
+    media: Iterable[Media],
+    load_frame: Callable[[Media], np.ndarray],
+    tower: Callable[[np.ndarray], np.ndarray],
+    writer: FeatureWriter,
+    *,
+    batch_size: int,
+) -> None:
+    """Runs ``tower`` over pictures and hands the rows to ``writer``, a batch at a time.
+
+    Args:
+      media: the pictures; of two with the same key the second is skipped.
+      load_frame: a picture as uint8[H W 3]; those it raises `BadSample` for are noted as bad.
+      tower: uint8[b H W 3] -> [b ...] with b = ``batch_size`` always: the last batch is padded, so
+        that it is compiled once.
+      writer: open.
+      batch_size: pictures for each call of ``tower``.
+    """
+    keys: list[str] = []
+    frames: list[np.ndarray] = []
+
+    def run() -> None:
+        padded = np.stack(frames + frames[-1:] * (batch_size - len(frames)))
+        writer.add(keys, np.asarray(tower(padded))[: len(keys)])
+        keys.clear()
+        frames.clear()
+
+    for item, frame in _loaded(media, load_frame, ahead=2 * batch_size):
+        if isinstance(frame, BadSample):
+            writer.add_bad(item.key, str(frame))
+            continue
+        keys.append(item.key)
+        frames.append(frame)
+        if len(keys) == batch_size:
+            run()
+    if keys:
+        run()
+
+
+def _loaded(
+    media: Iterable[Media], load_frame: Callable[[Media], np.ndarray], *, ahead: int
+) -> Iterator[tuple[Media, np.ndarray | BadSample]]:
+    """Pictures in order, decoded by threads, never more than ``ahead`` of them waiting."""
+
+    def load(item: Media) -> np.ndarray | BadSample:
+        try:
+            return load_frame(item)
+        except BadSample as error:
+            return error
+
+    seen: set[str] = set()
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        for item in media:
+            if item.key in seen:
+                continue
+            seen.add(item.key)
+            waiting.append((item, threads.submit(load, item)))
+            if len(waiting) == ahead:
+                done, frame = waiting.popleft()
+                yield done, frame.result()
+        for done, frame in waiting:
+            yield done, frame.result()
 
 
 class FeatureStore:
     """Picture key -> feature row.
 
     Attributes:
-      fingerprint: of the tower and its preprocessing; a store of another one is refused on loading.
-      bad: key -> reason, of the pictures that could not be read when the store was computed.
+      folder: where it lies.
+      fingerprint: what the features depend on; None for imported ones, whose tower is not known.
+      made_by: further facts about how they were made.
+      shape: of a row.
+      bad: key -> reason, of the pictures that could not be read when the store was made.
     """
 
-    def __init__(
-        self, keys: Sequence[str], features: np.ndarray, fingerprint: str, bad: dict[str, str]
-    ):
-        if len(keys) != len(features):
-            raise ValueError(f"{len(keys)} keys for {len(features)} feature rows")
-        self._features, self.fingerprint, self.bad = features, fingerprint, bad
-        self._rows = {key: row for row, key in enumerate(keys)}
-
-    @classmethod
-    def compute(
-        cls,
-        media: Iterable[Media],
-        load_frame: Callable[[Media], np.ndarray],
-        tower: Callable[[np.ndarray], np.ndarray],
-        *,
-        batch_size: int,
-        fingerprint: str,
-    ) -> "FeatureStore":
-        """Runs ``tower`` over all pictures.
-
-        Args:
-          media: pictures; one that has come before (same key) is skipped.
-          load_frame: a picture as uint8[H W 3]; those it raises `BadSample` for are noted in `bad`.
-          tower: uint8[b H W 3] -> [b ...] with b = ``batch_size`` always (the last batch is
-            padded), so that it is compiled once.
-          batch_size: pictures for each call of ``tower``.
-          fingerprint: see the class.
+    def __init__(self, folder: str | Path):
+        """Opens what a `FeatureWriter` wrote; reads keys, maps features.
 
         Raises:
-          ValueError: none of the pictures can be read; names the first reasons.
+          FileNotFoundError: there is no store.
+          ValueError: it is of another version, or damaged.
         """
-        keys, bad, batch, features = [], {}, [], []
-
-        def run() -> None:
-            padded = np.stack(batch + batch[-1:] * (batch_size - len(batch)))
-            features.append(_storable(np.asarray(tower(padded)))[: len(batch)])
-            batch.clear()
-
-        for item in {item.key: item for item in media}.values():
-            try:
-                batch.append(load_frame(item))
-            except BadSample as error:
-                bad[item.key] = str(error)
-                continue
-            keys.append(item.key)
-            if len(batch) == batch_size:
-                run()
-        if batch:
-            run()
-        if not keys:
-            raise ValueError(
-                f"none of {len(bad)} pictures can be read: {'; '.join([*bad.values()][:5])}"
+        self.folder = Path(folder)
+        if not (self.folder / "meta.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no features (no meta.json); make them with "
+                "scripts/prepare_data.py features, or python -m conversion features"
             )
-        return cls(keys, np.concatenate(features), fingerprint, bad)
+        try:
+            meta = json.loads((self.folder / "meta.json").read_text())
+            version, count, dtype = meta["version"], meta["count"], _DTYPES[meta["dtype"]]
+            self.shape = tuple(meta["shape"])
+            self.fingerprint, self.made_by = meta["fingerprint"], meta["made_by"]
+            keys = [json.loads(line) for line in (self.folder / "keys.jsonl").open("rb")]
+            bad = [json.loads(line) for line in (self.folder / "bad.jsonl").open("rb")]
+            self.bad: dict[str, str] = dict(bad)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        if version != _VERSION:
+            raise ValueError(f"{folder} is of version {version}, this is {_VERSION}; make it anew")
+        expected = count * int(np.prod(self.shape)) * dtype.itemsize
+        file = self.folder / "features.bin"
+        found = file.stat().st_size if file.is_file() else 0
+        if found != expected or len(keys) != count:
+            raise self._damaged(
+                f"{count} rows of {self.shape} {dtype} are {expected} bytes, "
+                f"there are {found} and {len(keys)} keys"
+            )
+        self._features = np.memmap(file, dtype, "r", shape=(count, *self.shape))
+        self._rows = {key: row for row, key in enumerate(keys)}
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"the features in {self.folder} are damaged ({what}); make them anew")
+
+    def check(self, fingerprint: Mapping[str, str]) -> None:
+        """Raises ValueError if the features depend on anything else than ``fingerprint`` says."""
+        found = self.fingerprint
+        if found is None:
+            return
+        differ = [
+            f"{name}: {found.get(name)} there, {fingerprint.get(name)} here"
+            for name in sorted(found.keys() | fingerprint.keys())
+            if found.get(name) != fingerprint.get(name)
+        ]
+        if differ:
+            raise ValueError(
+                f"the features in {self.folder} are not what this tower would give; use another "
+                "folder, or delete it and compute them again\n  " + "\n  ".join(differ)
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -95,50 +277,13 @@ class FeatureStore:
           BadSample: there is none for a key.
         """
         for key in keys:
+            if key in self.bad:
+                reason = f"it was bad when {self.folder} was made: {self.bad[key]}"
+                raise BadSample(key, None, reason)
             if key not in self._rows:
-                raise BadSample(
-                    key, None, self.bad.get(key, "no features are stored for this picture")
-                )
-        return self._features[[self._rows[key] for key in keys]]
-
-    def save(self, path: str | Path) -> None:
-        """Writes one ``.npz`` file; ``path`` is the old one or the new one, never half of it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                keys=np.array(list(self._rows), dtype=np.str_),
-                features=self._features,
-                fingerprint=np.array(self.fingerprint),
-                bad=np.array([*self.bad.items()], dtype=np.str_).reshape(-1, 2),
-            )
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: str | Path, fingerprint: str) -> "FeatureStore":
-        """Reads what `save` wrote.
-
-        Raises:
-          ValueError: it was computed with another tower or other preprocessing.
-        """
-        with np.load(path, allow_pickle=False) as file:
-            found = str(file["fingerprint"])
-            if found != fingerprint:
-                raise ValueError(
-                    f"the features in {path} have fingerprint {found}, the tower {fingerprint}: "
-                    "they come from other weights or other preprocessing; delete the file to "
-                    "compute them again"
-                )
-            return cls(
-                [str(key) for key in file["keys"]],
-                file["features"],
-                found,
-                dict(file["bad"].tolist()),
-            )
+                raise BadSample(key, None, f"{self.folder} has no features of this picture")
+        return np.array(self._features[[self._rows[key] for key in keys]])
 
 
-def _storable(features: np.ndarray) -> np.ndarray:
-    """bfloat16, which numpy's files do not know, as float32."""
-    return features.astype(np.float32) if features.dtype.name == "bfloat16" else features
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"

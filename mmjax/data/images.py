@@ -7,14 +7,19 @@ where Pillow would clip it.
 """
 
 import io
+import stat
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mmjax.data.example import BadSample, Media
+
+T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -73,14 +78,36 @@ def clip_preprocess(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image)[top : top + size, left : left + size].copy()
 
 
-def _read(data: Path | bytes, name: str) -> bytes:
+def _read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
+    if data is None:
+        raise BadSample(
+            name,
+            None,
+            "only the picture's id is known: it can be used with stored features only "
+            "(--config.features=FOLDER, made by python -m conversion features)",
+        )
     try:
-        num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
-        if not 0 < num_bytes <= MAX_BYTES:
-            raise BadSample(name, None, f"{num_bytes} bytes; expected 1 to {MAX_BYTES}")
-        return data.read_bytes() if isinstance(data, Path) else data
-    except OSError as error:
+        if isinstance(data, Path):
+            data = _read_file(data, name)
+        elif callable(data):
+            data = data()
+    except (OSError, ValueError) as error:  # ValueError: a null character in a path
         raise BadSample(name, None, f"the file cannot be read ({_say(error)})") from error
+    return _within_limit(data, len(data), name)
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):  # reading a pipe would wait for ever
+        raise BadSample(name, None, "the file cannot be read (it is no regular file)")
+    with path.open("rb") as file:
+        return _within_limit(file, state.st_size, name).read(MAX_BYTES + 1)
+
+
+def _within_limit(data: T, num_bytes: int, name: str) -> T:
+    if not 0 < num_bytes <= MAX_BYTES:
+        raise BadSample(name, None, f"{num_bytes} bytes; expected 1 to {MAX_BYTES}")
+    return data
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

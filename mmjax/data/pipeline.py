@@ -8,14 +8,14 @@ import dataclasses
 import math
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import grain
 import numpy as np
 
 from mmjax.data.batch import Batch, Sequence
-from mmjax.data.example import BadSample, Example
+from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore
 from mmjax.data.images import clip_preprocess, load_image
 from mmjax.data.mixture import weighted_order
@@ -25,8 +25,8 @@ from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
 
 _ATTEMPTS = 32  # replacements tried for one row
-_MIN_BAD = 100  # bad records that any data set may have
-_READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+_MIN_BAD = 100  # bad records that any data set may have, unless they are more than half of it
+READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 
 class Pipeline:
@@ -35,6 +35,8 @@ class Pipeline:
     Attributes:
       source: as given.
       tokenizer: as given.
+      lengths: as given.
+      max_bad: how many records may be bad.
       quarantine: bad and overlong records met so far, as ``{source, row, id, reason}``, each once.
     """
 
@@ -70,8 +72,8 @@ class Pipeline:
             alike.
           overlong: what happens to a record that is too long: replaced and counted, its plain text
             cut, or an error.
-          max_bad_fraction: of the source's records; when more are bad (and more than 100), training
-            stops.
+          max_bad_fraction: of the source's records; when more are bad, training stops (see
+            `bad_limit`).
           shuffle: False takes records in order, again and again.
           generating: encode prompts without answers.
           host: (index, count); this host's rows are the index-th of count equal shares of each
@@ -89,14 +91,14 @@ class Pipeline:
         if weights is not None and not shuffle:
             raise ValueError("sampling weights need shuffle=True")
         self.source, self.tokenizer = source, tokenizer
-        self._template, self._lengths = template, lengths
+        self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
         self._overlong, self._generating = overlong, generating
         share = batch_size // count
         self._first_row, self._num_rows = index * share, share
         in_order = grain.MapDataset.range(len(source)).repeat()
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
-        self._max_bad = max(_MIN_BAD, math.ceil(max_bad_fraction * len(source)))
+        self.max_bad = bad_limit(len(source), max_bad_fraction)
         self._bad: dict[int, dict[str, str | int]] = {}
         self._lock = threading.Lock()
 
@@ -109,7 +111,7 @@ class Pipeline:
         """This host's rows of the global batch of ``step``, counted from 0.
 
         Raises:
-          RuntimeError: too many records are bad; lists them.
+          ValueError: too many records are bad; lists them.
         """
         first = step * self._batch_size + self._first_row
         positions = range(first, first + self._num_rows)
@@ -121,7 +123,7 @@ class Pipeline:
         return iter(
             grain.MapDataset.range(start_step, stop)
             .map(self.batch_at)
-            .to_iter_dataset(_READ_OPTIONS)
+            .to_iter_dataset(READ_OPTIONS)
         )
 
     def epoch(self, batch_size: int) -> Iterator[tuple[Batch, list[Example | None]]]:
@@ -133,7 +135,7 @@ class Pipeline:
         """
         records = grain.MapDataset.range(len(self.source)).map(self._loaded_or_reason)
         rows: list[tuple[int, _Row]] = []
-        for record, row in enumerate(records.to_iter_dataset(_READ_OPTIONS)):
+        for record, row in enumerate(records.to_iter_dataset(READ_OPTIONS)):
             if isinstance(row, _Row):
                 rows.append((record, row))
             last = record == len(self.source) - 1
@@ -152,9 +154,9 @@ class Pipeline:
             row = self._loaded_or_reason(record)
             if isinstance(row, _Row):
                 return row
-            if len(self._bad) > self._max_bad:
+            if len(self._bad) > self.max_bad:
                 raise self._too_bad(
-                    f"more than {self._max_bad} of {len(self.source)} records cannot be used"
+                    f"more than {self.max_bad} of {len(self.source)} records cannot be used"
                 )
         raise self._too_bad(f"{_ATTEMPTS} records drawn for one row, and none can be used")
 
@@ -167,17 +169,48 @@ class Pipeline:
         except BadSample as error:
             if self._overlong == "error" and isinstance(error, Overlong):
                 raise
-            name = "" if example is None else example.id
-            reason = error.reason if error.source == name else str(error)
-            entry = {"source": self.source.name, "row": record, "id": name, "reason": reason}
-            with self._lock:
-                self._bad.setdefault(record, entry)
+            self._note(record, example, error)
             return error
+
+    def _note(self, record: int, example: Example | None, error: BadSample) -> None:
+        name = "" if example is None else example.id
+        reason = error.reason if error.source == name else str(error)
+        entry = {"source": self.source.name, "row": record, "id": name, "reason": reason}
+        with self._lock:
+            self._bad.setdefault(record, entry)
+
+    def examine(
+        self, record: int, look: Callable[[Media], None]
+    ) -> tuple[Example | None, Encoded | None, Encoded | None]:
+        """A record as far as it gets: (itself, encoded at full length, cut to the lengths).
+
+        What is wrong with it, be it the pictures, for which ``look`` raises `BadSample`, goes into
+        `quarantine`.
+        """
+        example = encoded = None
+        try:
+            example = self.source[record]
+            encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
+            fitted = self._fit(encoded, example)
+            for media in fitted.media:
+                look(media)
+        except BadSample as error:
+            self._note(record, example, error)
+            return example, encoded, None
+        return example, encoded, fitted
+
+    def in_words(self, encoded: Encoded) -> dict[str, list["Word"]]:
+        """The texts of a record that fits, by their names."""
+        texts = zip(PARTS, assemble([encoded], self.lengths, self.tokenizer.pad_id), strict=True)
+        return {part: words(text, 0, self.tokenizer) for part, text in texts if text is not None}
+
+    def _fit(self, encoded: Encoded, example: Example) -> Encoded:
+        truncate = self._overlong == "truncate_text"
+        return fit(encoded, self.lengths, name=example.id, truncate_text=truncate)
 
     def _load(self, example: Example) -> "_Row":
         encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
-        truncate = self._overlong == "truncate_text"
-        encoded = fit(encoded, self._lengths, name=example.id, truncate_text=truncate)
+        encoded = self._fit(encoded, example)
         if not encoded.media:
             return _Row(example, encoded, None)
         if self._features is not None:
@@ -191,7 +224,7 @@ class Pipeline:
 
     def _batch(self, rows: list["_Row"], row_id: range | list[int]) -> Batch:
         encoded = [row.encoded for row in rows]
-        prefix, request, target = assemble(encoded, self._lengths, self.tokenizer.pad_id)
+        prefix, request, target = assemble(encoded, self.lengths, self.tokenizer.pad_id)
         batch = Batch(np.array(row_id, np.int64), target, prefix, request)
         if rows[0].pictures is None:
             return batch
@@ -203,15 +236,21 @@ class Pipeline:
             batch, frames=pictures, frame_item=item, frame_time=np.full_like(item, -1)
         )
 
-    def _too_bad(self, what: str) -> RuntimeError:
+    def _too_bad(self, what: str) -> ValueError:
         bad = self.quarantine
         lines = [f"record {entry['row']} ({entry['id']}): {entry['reason']}" for entry in bad[:20]]
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        return RuntimeError(
+        return ValueError(
             f"{self.source.name}: {what}. Is a folder missing, or are the lengths too short?\n  "
             + "\n  ".join(lines)
             + more
         )
+
+
+def bad_limit(num_records: int, fraction: float) -> int:
+    """How many records of a source may be bad: ``fraction`` of them, or 100, but no more than half
+    of a small source."""
+    return max(math.ceil(fraction * num_records), min(_MIN_BAD, num_records // 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,19 +273,40 @@ def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
     for part in PARTS:
         sequence = getattr(batch, part)
         if sequence is not None:
-            lines.append(f"{part:<9}{' '.join(_words(sequence, row, tokenizer))}")
+            said = " ".join(str(word) for word in words(sequence, row, tokenizer))
+            lines.append(f"{part:<9}{said}")
     return "\n".join(lines)
 
 
-def _words(sequence: Sequence, row: int, tokenizer: Tokenizer) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A token or a slot of a row as people read it.
+
+    Attributes:
+      text: the vocabulary's spelling, or the slot's name and row in angle brackets.
+      weight: in the loss, of the prediction of this token; 0 where it is given.
+      is_slot: whether a system fills it in.
+    """
+
+    text: str
+    weight: float
+    is_slot: bool
+
+    def __str__(self) -> str:
+        if not self.weight:
+            return self.text
+        return f"[{self.text}]" if self.weight == 1 else f"[{self.text} x{self.weight:g}]"
+
+
+def words(sequence: Sequence, row: int, tokenizer: Tokenizer) -> list[Word]:
+    """A row of ``sequence`` without its padding."""
     tokens, segments, weights = (
         np.asarray(values)[row] for values in (sequence.tokens, sequence.segments, sequence.weights)
     )
     slots = {name: np.asarray(rows)[row] for name, rows in sequence.slots.items()}
-    words = []
+    found = []
     for t in np.flatnonzero(segments):
         slot = next((f"<{name} {rows[t]}>" for name, rows in slots.items() if rows[t] >= 0), None)
-        word = tokenizer.token(tokens[t]) if slot is None else slot
-        weight = weights[t - 1] if t else 0.0
-        words.append(f"[{word}]" if weight == 1 else f"[{word} x{weight:g}]" if weight else word)
-    return words
+        text = tokenizer.token(tokens[t]) if slot is None else slot
+        found.append(Word(text, float(weights[t - 1]) if t else 0.0, slot is not None))
+    return found

@@ -279,11 +279,20 @@ def _answer(example: Example, tokenizer: Tokenizer) -> list[Segment]:
 
 
 def _check(example: Example, *, pictures: int, need_question: bool, need_answer: bool) -> None:
-    """Raises BadSample unless the example has this number of pictures and the texts needed."""
+    """Raises BadSample unless the example is one exchange with this number of pictures and the
+    texts needed; `PlainText` alone takes longer dialogues."""
     if len(example.media) != pictures:
         found = len(example.media)
         raise BadSample(
             example.id, None, f"it has {found} pictures, the template takes exactly {pictures}"
+        )
+    roles = [turn.role for turn in example.turns]
+    if pictures and roles not in (["user"], ["user", "assistant"]):
+        raise BadSample(
+            example.id,
+            None,
+            f"it has turns of {', '.join(roles)}, the template takes one question and one answer; "
+            "see the source's options turns (each | first) and system (user)",
         )
     for role, needed in (("user", need_question), ("assistant", need_answer)):
         if needed and not example.text(role).strip():

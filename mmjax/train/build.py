@@ -72,6 +72,7 @@ class Run:
             features=features,
             weights=data.get("weights"),
             overlong=data.get("overlong", "drop"),
+            max_bad_fraction=self.config.get("max_bad_fraction", 1e-3),
             generating=generating,
             host=(jax.process_index(), jax.process_count()),
         )

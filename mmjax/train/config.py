@@ -1,6 +1,8 @@
 """From an ml_collections config to the plain values that a run is made of, checked before anything
 is loaded."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import from_json
@@ -8,7 +10,7 @@ from mmjax.train.optim import OptimizerConfig
 
 TOP = (
     "system variant model seed weights tokenizer frozen_dtype features mesh preset max_bad_steps "
-    "stages test"
+    "max_bad_fraction stages test"
 ).split()
 STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
@@ -36,8 +38,11 @@ def resolve(config: ConfigDict) -> dict:
         for part, where in plain["weights"].items()
         if not where and part != "all" and not plain["weights"].get("all")
     ]
-    if plain["features"] not in ("once", "step"):
-        problems.append(f"features is {plain['features']!r}, it must be 'once' or 'step'")
+    if plain["features"] not in ("once", "step") and not Path(plain["features"]).is_dir():
+        problems.append(
+            f"features is {plain['features']!r}, it must be 'once', 'step' or a folder that "
+            "scripts/prepare_data.py features has made"
+        )
     for stage in plain["stages"]:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):
@@ -45,6 +50,16 @@ def resolve(config: ConfigDict) -> dict:
     if problems:
         raise ValueError(f"{len(problems)} problems in the config:\n  " + "\n  ".join(problems))
     return plain
+
+
+def data_sections(config: dict) -> dict[str, dict]:
+    """Name -> each section of a resolved config that has ``data``: stages, their ``eval``,
+    ``test``."""
+    sections = {}
+    for stage in config["stages"]:
+        sections |= {stage: config[stage], f"{stage}.eval": config[stage]["eval"]}
+    sections["test"] = config["test"]
+    return {name: section for name, section in sections.items() if section}
 
 
 def _stage_problems(name: str, stage: dict) -> list[str]:

@@ -1,80 +1,22 @@
-"""Asking a run's model its questions: stored picture features, greedy answers, accuracy by kind."""
+"""Asking a run's model its questions: greedy answers, accuracy by kind."""
 
 import dataclasses
 import functools
-import re
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from mmjax.data.batch import Batch
-from mmjax.data.features import FeatureStore, media_of
-from mmjax.data.images import clip_preprocess, load_image
-from mmjax.data.sources import make_source
+from mmjax.data.features import FeatureStore
 from mmjax.evaluate.accuracy import Accuracy, score
 from mmjax.evaluate.runner import Prediction, predict
 from mmjax.generate.greedy import GreedySettings, make_greedy
-from mmjax.nn.param import Params, merge
-from mmjax.parallel.sharding import put_rows
+from mmjax.nn.param import Params
 from mmjax.systems.system import System
 from mmjax.train.build import Run
-from mmjax.train.report import params_hash
-
-
-def picture_features(run: Run, file: Path) -> FeatureStore | None:
-    """The frozen tower's features of every picture in the config's sources, computed once, kept in
-    ``file``.
-
-    None where ``config.features`` is ``step``: the tower then runs in each step.
-
-    Raises:
-      ValueError: the tower is to be trained, or the sections ask for different picture sizes.
-    """
-    if run.config["features"] == "step":
-        return None
-    trained = {path for stage in run.config["stages"] for path in run.selection(stage).trainable}
-    if moving := sorted(path for path in trained if re.match(run.system.tower, path)):
-        raise ValueError(
-            f"features = 'once' needs a frozen tower, but {moving} train; "
-            "set config.features = 'step'"
-        )
-    fingerprint = params_hash(
-        {p: x for p, x in run.params.items() if re.match(run.system.tower, p)}
-    )
-    if file.exists():
-        return FeatureStore.load(file, fingerprint)
-    sections = _data_sections(run.config)
-    sizes = {data["image_size"] for data in sections}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"features = 'once' needs one image_size in all data sections, they have {sizes}"
-        )
-    (size,), media = sizes, {}
-    for data in sections:
-        source = make_source(data["source"], data["split"], **data.get("options", {}))
-        media |= {item.key: item for item in media_of(source)}
-
-    @jax.jit
-    def tower(params: Params, frames: jax.Array) -> jax.Array:
-        return merge(run.system, params).media_features(frames)
-
-    print(f"Computing the frozen tower's features of {len(media)} pictures, once")
-    store = FeatureStore.compute(
-        media.values(),
-        lambda item: clip_preprocess(load_image(item), size),
-        lambda frames: np.asarray(tower(run.params, put_rows(frames, run.mesh))),
-        batch_size=64,
-        fingerprint=fingerprint,
-    )
-    store.save(file)
-    return store
-
-
-def _data_sections(config: dict) -> list[dict]:
-    stages = [config[stage] for stage in config["stages"]]
-    asked = [stage["eval"] for stage in stages] + [config["test"]]
-    return [stage["data"] for stage in stages] + [section["data"] for section in asked if section]
+from mmjax.train.report import note_bad
+from mmjax.train.tower import Tower
 
 
 def evaluate(
@@ -84,11 +26,12 @@ def evaluate(
     features: FeatureStore | None,
     *,
     without_picture: bool = False,
+    workdir: Path | None = None,
 ) -> tuple[Accuracy, list[Prediction]]:
     """Asks every question of an ``eval`` or ``test`` section: greedy answers, exact match.
 
     ``without_picture`` hands the model zeros in place of what it would see: what remains is
-      guessing.
+      guessing. Records that cannot be used are listed in ``workdir``.
     """
     size = section["batch_size"]
     pipeline = run.pipeline(
@@ -96,7 +39,11 @@ def evaluate(
     )
     tokenizer = run.tokenizer
     settings = GreedySettings(section["max_new_tokens"], (tokenizer.eos_id,), tokenizer.pad_id)
-    generate = _generate(run.system, settings)
+    tower, greedy = Tower(run.system, run.mesh, run.config), _generate(run.system, settings)
+
+    def generate(params: Params, batch: Batch) -> jax.Array:
+        return greedy(params, tower.see(params, batch))
+
     batches = pipeline.epoch(size)
     if without_picture:
         batches = ((_blank(batch), examples) for batch, examples in batches)
@@ -106,6 +53,8 @@ def evaluate(
             f"{len(pipeline.quarantine)} records cannot be used and are not scored, "
             f"e.g. {pipeline.quarantine[0]}"
         )
+        if workdir is not None:
+            note_bad(workdir, pipeline.quarantine)
     return score(predictions), predictions
 
 

@@ -2,7 +2,7 @@
 then the final test.
 
 A run directory tells the story: ``config.json``, ``tokenizer/``, ``metrics.jsonl``,
-``tensorboard/``, ``checkpoints/<stage>/``, ``features.npz``, ``curves.png``, ``samples.html``,
+``tensorboard/``, ``checkpoints/<stage>/``, ``features/``, ``curves.png``, ``samples.html``,
 ``bad_samples.jsonl``. The same command started again goes on where it stopped and ends as if it
 never had: the data position is the step, and what the next log line is the mean of is saved too.
 """
@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -20,7 +20,6 @@ import numpy as np
 
 from mmjax.data.batch import Batch
 from mmjax.data.features import FeatureStore
-from mmjax.data.images import load_image
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
@@ -28,19 +27,23 @@ from mmjax.nn.param import Params
 from mmjax.parallel.sharding import put_rows
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
-from mmjax.train.evaluation import evaluate, picture_features
+from mmjax.train.evaluation import evaluate
+from mmjax.train.features import picture_features
 from mmjax.train.interrupt import Interruption
 from mmjax.train.metrics import Meter, MetricsWriter, Progress, tree_bytes
 from mmjax.train.optim import OptimizerConfig, Schedule, Selection, learning_rate, make_optimizer
 from mmjax.train.report import (
     accuracy_table,
+    note_bad,
     parameter_table,
     params_hash,
+    picture_of,
     plot_curves,
     write_samples,
 )
 from mmjax.train.state import TrainState
 from mmjax.train.step import Step, jit_step, make_step
+from mmjax.train.tower import Tower
 
 _EVALUATED = "dev/accuracy"
 
@@ -72,7 +75,7 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
         Interruption().watch() as interruption,
         jax.set_mesh(run.mesh),
     ):
-        features = picture_features(run, workdir / "features.npz")
+        features = picture_features(run, workdir)
         params = run.params
         for index, name in enumerate(config["stages"]):
             directory = str(stage_directory(workdir, name))
@@ -113,6 +116,10 @@ class _Stage:
     writer: MetricsWriter
     features: FeatureStore | None
     interruption: Interruption
+
+    @property
+    def workdir(self) -> Path:
+        return Path(self.directory).parents[1]
 
     def is_due(self, what: str, step: int) -> bool:
         """``what``: log, save or eval."""
@@ -156,16 +163,19 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
             batch_size=stage.config["batch_size"],
             features=stage.features,
         )
-        _introduce(stage, selection, state, frozen, pipeline)
         stage.writer.truncate_after(stage.index, first)
-        meta = {"since_log": []}
-        if first:
-            state, meta = _restore(checkpointer, state)
-            print(f"Stage {stage.name} goes on after step {first}")
-            _evaluate_if_missed(stage, frozen | state.trainable, first)
-        meter, rate = Meter(meta["since_log"]), learning_rate(settings, steps)
-        state = _steps(stage, state, frozen, step_fn, pipeline, checkpointer, meter, rate)
-        checkpointer.wait()
+        meta, rate = {"since_log": []}, learning_rate(settings, steps)
+        try:
+            _introduce(stage, selection, state, frozen, pipeline)
+            if first:
+                state, meta = _restore(checkpointer, state)
+                print(f"Stage {stage.name} goes on after step {first}")
+                _evaluate_if_missed(stage, frozen | state.trainable, first)
+            meter = Meter(meta["since_log"])
+            state = _steps(stage, state, frozen, step_fn, pipeline, checkpointer, meter, rate)
+            checkpointer.wait()
+        finally:  # also when there are too many
+            note_bad(stage.workdir, pipeline.quarantine)
     params = frozen | state.trainable
     print(f"\nparameters after stage {stage.name} {params_hash(state.trainable)[:16]}")
     return params
@@ -183,7 +193,7 @@ def _steps(
 ) -> TrainState:
     """From the state's step to the stage's last: step, log, save, evaluate."""
     run, config, first = stage.run, stage.config, int(state.step)
-    steps = config["steps"]
+    steps, see = config["steps"], _frozen_tower(run, frozen)
     batches = pipeline.iterate(first, steps - first)
     with Progress(
         f"{stage.index + 1}/{len(run.config['stages'])} {stage.name}", steps, start=first
@@ -192,7 +202,8 @@ def _steps(
             with stage.interruption.deferred():
                 with meter.waiting():
                     batch = next(batches)
-                state, metrics = step_fn(state, frozen, put_rows(batch, run.mesh))
+                seen = see(frozen | state.trainable, put_rows(batch, run.mesh))
+                state, metrics = step_fn(state, frozen, seen)
                 meter.add(metrics, samples=config["batch_size"], tokens=_num_tokens(batch))
                 values = None
                 if stage.is_due("log", step):
@@ -203,10 +214,7 @@ def _steps(
                 if stage.is_due("save", step) or stops:
                     with meter.paused():
                         _save(checkpointer, step, state, stage, meter)
-                        _write_lines(
-                            Path(stage.directory).parents[1] / "bad_samples.jsonl",
-                            pipeline.quarantine,
-                        )
+                        note_bad(stage.workdir, pipeline.quarantine)
             if stops:
                 progress.say(f"{stage.name} is saved at step {step}; the same command goes on")
                 stage.interruption.stop()
@@ -236,9 +244,17 @@ def _evaluate_if_missed(stage: _Stage, params: Params, step: int) -> None:
         print(_evaluate(stage, params, step))
 
 
+def _frozen_tower(run: Run, frozen: Params) -> Callable[[Params, Batch], Batch]:
+    """Puts features in the place of a batch's pictures, unless the tower trains with the rest."""
+    tower = Tower(run.system, run.mesh, run.config)
+    return tower.see if frozen.keys() >= set(tower.paths) else lambda _, batch: batch
+
+
 def _evaluate(stage: _Stage, params: Params, step: int) -> str:
     """On questions about training pictures that were held out; returns a line for the terminal."""
-    accuracy, _ = evaluate(stage.run, params, stage.config["eval"], stage.features)
+    accuracy, _ = evaluate(
+        stage.run, params, stage.config["eval"], stage.features, workdir=stage.workdir
+    )
     stage.writer.write(
         accuracy.metrics("dev"), stage_index=stage.index, stage=stage.name, step=step
     )
@@ -274,6 +290,8 @@ def _introduce(
     dtypes = {path: x.dtype for path, x in (frozen | state.trainable).items()}
     print(f"\nStage {stage.name}\n")
     print(parameter_table(stage.run.specs, selection, dtypes, tree_bytes(state.opt_state)))
+    for notice in getattr(pipeline.source, "notices", ()):
+        print(f"\n{pipeline.source.name}: {notice}")
     batch = pipeline.batch_at(0)
     print("\nOne sample, the predicted tokens in brackets:\n")
     print(describe(batch, 0, stage.run.tokenizer))
@@ -318,7 +336,7 @@ def _test(
 ) -> dict[str, float]:
     """The held-out questions, all of them: the table, and a page of samples."""
     section, stages = run.config["test"], run.config["stages"]
-    accuracy, predictions = evaluate(run, params, section, features)
+    accuracy, predictions = evaluate(run, params, section, features, workdir=workdir)
     metrics, steps = accuracy.metrics("eval"), run.config[stages[-1]]["steps"]
     writer.truncate_after(len(stages) - 1, steps)
     writer.write(metrics, stage_index=len(stages), stage="test", step=steps)
@@ -332,7 +350,7 @@ def _test(
 def _sample(prediction: Prediction) -> dict:
     example = prediction.example
     return dict(
-        image=load_image(example.media[0]),
+        image=picture_of(example),
         question=example.text("user"),
         answer=prediction.answer,
         truth=example.info["answer"],
@@ -391,8 +409,3 @@ def _flat(value, prefix: str = "") -> dict:
     return {
         k: v for key, below in value.items() for k, v in _flat(below, f"{prefix}{key}.").items()
     }
-
-
-def _write_lines(file: Path, records: list[dict]) -> None:
-    with file.open("w") as out:
-        out.writelines(json.dumps(record) + "\n" for record in records)

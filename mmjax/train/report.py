@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from PIL import Image
 
+from mmjax.data.check import LENGTH_HEAD, CheckedSample, SourceCheck
+from mmjax.data.example import BadSample, Example, Media
+from mmjax.data.images import load_image
+from mmjax.data.pipeline import Word
 from mmjax.nn.param import ParamSpec
 from mmjax.train.metrics import human, human_bytes, read_metrics
 from mmjax.train.optim import Selection
@@ -53,7 +58,7 @@ def parameter_table(
     total_bytes = sum(specs[path].size * dtypes[path].itemsize for path in specs)
     trained = sum(specs[path].size for path in specs if path in trainable)
     everything = sum(spec.size for spec in specs.values())
-    table = _table(
+    lines = table(
         ["module", "trained", "frozen", "memory", "dtype"],
         [row(name, paths) for name, paths in modules.items()],
         [
@@ -64,10 +69,10 @@ def parameter_table(
         align="<>>><",
     )
     share = f"{trained:,} of {everything:,} parameters train ({100 * trained / everything:.3g} %)"
-    return f"{table}\n{share}"
+    return f"{lines}\n{share}"
 
 
-def _table(
+def table(
     head: Sequence[str], body: Sequence[Sequence[str]], foot: Sequence[Sequence[str]], *, align: str
 ) -> str:
     """Columns two spaces apart, rules around ``body``; ``align``: ``<`` or ``>`` per column."""
@@ -79,7 +84,16 @@ def _table(
     ]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     cut = 1 + len(body)
-    return "\n".join([lines[0], rule, *lines[1:cut], rule, *lines[cut:]])
+    return "\n".join([lines[0], rule, *lines[1:cut], *([rule] if foot else []), *lines[cut:]])
+
+
+def note_bad(workdir: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Adds bad records (`Pipeline.quarantine`) to ``bad_samples.jsonl``, each once."""
+    file = Path(workdir) / "bad_samples.jsonl"
+    known = set(file.read_text().splitlines()) if file.exists() else set()
+    lines = dict.fromkeys(json.dumps(record) for record in records)
+    with file.open("a") as out:
+        out.writelines(f"{line}\n" for line in lines if line not in known)
 
 
 def params_hash(params: Mapping[str, jax.Array]) -> str:
@@ -106,7 +120,7 @@ def accuracy_table(per_kind: Mapping[str, tuple[int, int]]) -> str:
     measured = [correct / count for correct, count in per_kind.values() if count]
     mean = f"{100 * sum(measured) / len(measured):.2f}" if measured else "-"
     totals = [sum(column) for column in zip(*per_kind.values(), strict=True)] or [0, 0]
-    return _table(
+    return table(
         ["kind", "correct", "count", "accuracy %"],
         [row(kind, *per_kind[kind]) for kind in sorted(per_kind)],
         [["mean of kinds", "", "", mean], row("overall", *totals)],
@@ -238,21 +252,34 @@ dt {{ color: var(--dim); }}
 dd {{ margin: 0; white-space: pre-line; }}
 .mark {{ font-weight: 600; }}
 .correct {{ color: var(--good); }}
+h2 {{ font-size: 1.2rem; margin: 2rem 0 .25rem; }}
+.none {{ height: 11rem; display: grid; place-items: center; color: var(--dim);
+  border-bottom: 1px solid var(--line); }}
+table {{ border-collapse: collapse; margin: .25rem 0 1rem; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: right; padding: .1rem .9rem .1rem 0; }}
+th:first-child, td:first-child {{ text-align: left; }}
+.row {{ font-family: ui-monospace, monospace; font-size: .85rem; margin: .3rem 0; }}
+.row b {{ color: var(--dim); font-weight: 400; }}
+.slot {{ color: var(--dim); }}
+.target {{ background: color-mix(in srgb, var(--good) 22%, transparent); border-radius: .2rem;
+  padding: 0 .15rem; }}
 .wrong {{ color: var(--bad); }}
 </style>
 </head>
 <body>
 <h1>{title}</h1>
 <p class="summary">{summary}</p>
-<main class="grid">
-{cards}
-</main>
+{body}
 </body>
 </html>
 """
 
+_GRID = """<main class="grid">
+{cards}
+</main>"""
+
 _CARD = """<article>
-<img{small} src="{image}" alt="picture {number}">
+{picture}
 <div class="text">
 <div class="kind">{kind}</div>
 <div class="question">{question}</div>
@@ -269,25 +296,99 @@ def write_samples(
 
     Args:
       path_html: where to.
-      rows: mappings with ``image`` (PIL image or path), ``question``, ``answer``, ``truth``,
-        ``kind`` and ``correct`` (bool).
+      rows: mappings with ``image`` (PIL image, path, or None where there is no picture),
+        ``question``, ``answer``, ``truth``, ``kind`` and ``correct`` (bool).
       title: heading of the page.
     """
     cards = []
     for number, row in enumerate(rows, start=1):
-        image, is_small = _data_url(row["image"])
         mark = (
             '<div class="mark correct">✓ correct</div>'
             if row["correct"]
             else '<div class="mark wrong">✗ wrong</div>'
         )
         text = {key: html.escape(str(row[key])) for key in ("kind", "question", "answer", "truth")}
-        small = ' class="small"' if is_small else ""
-        cards.append(_CARD.format(image=image, small=small, number=number, mark=mark, **text))
+        picture = _picture(row["image"], f"picture {number}")
+        cards.append(_CARD.format(picture=picture, mark=mark, **text))
     correct = sum(bool(row["correct"]) for row in rows)
     summary = f"{correct} of {len(rows)} answers are correct."
-    page = _PAGE.format(title=html.escape(title), summary=summary, cards="\n".join(cards))
+    body = _GRID.format(cards="\n".join(cards))
+    page = _PAGE.format(title=html.escape(title), summary=summary, body=body)
     Path(path_html).write_text(page, encoding="utf-8")
+
+
+_ROW_CARD = """<article>
+{pictures}
+<div class="text">
+<div class="kind">{name}</div>
+{rows}
+</div>
+</article>"""
+
+
+def write_data_page(path_html: str | Path, sections: Mapping[str, SourceCheck], title: str) -> None:
+    """Writes one self-contained page: what a model will see of its data.
+
+    For each section a table of lengths and cards of decoded samples: pictures, tokens, slots by
+    name, and what is to be predicted highlighted.
+    """
+    parts = []
+    for name, check in sections.items():
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in LENGTH_HEAD)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in check.length_rows()
+        )
+        notes = "<br>".join(html.escape(line) for line in (check.counts(), *check.notices))
+        parts.append(
+            f'<h2>{html.escape(name)}</h2>\n<p class="summary">{notes}</p>\n'
+            f"<table><tr>{head}</tr>{body}</table>"
+        )
+        parts.append(_GRID.format(cards="\n".join(map(_row_card, check.samples))))
+    summary = (
+        'Tokens to be predicted are <span class="target">highlighted</span>, '
+        '<span class="slot">&lt;slots&gt;</span> are filled in by the model.'
+    )
+    page = _PAGE.format(title=html.escape(title), summary=summary, body="\n".join(parts))
+    Path(path_html).write_text(page, encoding="utf-8")
+
+
+def _row_card(sample: CheckedSample) -> str:
+    def span(word: Word) -> str:
+        kind = "slot" if word.is_slot else "target" if word.weight else ""
+        weight = f' title="weight {word.weight:g}"' if word.weight else ""
+        text = html.escape(word.text.encode("utf-8", "replace").decode())
+        return f'<span class="{kind}"{weight}>{text}</span>' if kind else text
+
+    pictures = [_picture(picture_or_none(media), media.key) for media in sample.example.media]
+    rows = "\n".join(
+        f'<div class="row"><b>{part}</b> {" ".join(map(span, words))}</div>'
+        for part, words in sample.words.items()
+    )
+    return _ROW_CARD.format(
+        pictures="\n".join(pictures), name=html.escape(sample.example.id), rows=rows
+    )
+
+
+def picture_of(example: Example) -> Image.Image | None:
+    """The first picture of ``example``, if it can be shown."""
+    return picture_or_none(example.media[0]) if example.media else None
+
+
+def picture_or_none(media: Media) -> Image.Image | None:
+    """None for a picture that is known by its stored features alone, or is gone."""
+    try:
+        return load_image(media)
+    except BadSample:
+        return None
+
+
+def _picture(image: Image.Image | str | Path | None, name: str) -> str:
+    if image is None:
+        return f'<div class="none">no picture: {html.escape(name)}</div>'
+    url, is_small = _data_url(image)
+    small = ' class="small"' if is_small else ""
+    return f'<img{small} src="{url}" alt="{html.escape(name)}">'
 
 
 def _data_url(image: Image.Image | str | Path) -> tuple[str, bool]:

@@ -1,4 +1,5 @@
 import io
+import os
 import threading
 import zlib
 
@@ -194,3 +195,22 @@ def test_pillow_globals_are_left_alone():
         ImageFile.LOAD_TRUNCATED_IMAGES,
         threading.active_count(),
     )
+
+
+def test_pictures_without_data_pipes_and_functions(tmp_path):
+    with pytest.raises(BadSample, match="7: only the picture's id is known.*stored features"):
+        load_image(Media("7", None))
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadSample, match="no regular file"):
+        load_image(Media("m", tmp_path / "pipe.png"))
+    with pytest.raises(BadSample, match="cannot be read .ValueError"):
+        load_image(Media("m", tmp_path / "a\0b.png"))
+    with pytest.raises(BadSample, match="cannot be read .OSError.*too long"):
+        load_image(Media("m", tmp_path / ("x" * 300)))
+    sparse = tmp_path / "huge.png"
+    with sparse.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BadSample, match="huge.png: 1099511627776 bytes; expected"):
+        load_image(Media("m", sparse))
+    media = encoded(noise(5, 4))
+    assert load_image(Media("m", lambda: media.data)).size == (5, 4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.example import Example
-from mmjax.data.features import FeatureStore, media_of
+from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
 from mmjax.data.images import clip_preprocess, load_image
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.data.sequence import Lengths, Overlong
@@ -161,7 +161,8 @@ def test_overlong_policies(example, source, tokenizer):
 def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path):
     pictures = [example(number, tmp_path / f"{number}.png") for number in range(3)]
     with pytest.raises(
-        RuntimeError, match=r"none can be used(?s:.*)record 0 \(example 0\): .*0.png"
+        ValueError,
+        match=r"more than 1 of 3 records cannot be used(?s:.*)record 0 \(example 0\): .*0.png",
     ):
         make(listed(pictures), tokenizer).batch_at(0)
 
@@ -169,7 +170,7 @@ def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path)
     bad = [example(number, question="one two " * 40) for number in range(300, 500)]
     text = {"template": PlainText(), "lengths": Lengths(target=8), "batch_size": 10}
     pipeline = make(listed(good + bad), tokenizer, **text)
-    with pytest.raises(RuntimeError, match=r"more than 100 of 500(?s:.*)and \d+ more"):
+    with pytest.raises(ValueError, match=r"more than 100 of 500(?s:.*)and \d+ more"):
         list(pipeline.iterate(num_steps=100))
     tolerant = make(listed(good + bad), tokenizer, max_bad_fraction=0.5, **text)
     assert len(list(tolerant.iterate(num_steps=50))) == 50
@@ -201,14 +202,16 @@ def test_epoch_generating_needs_no_answers(listed, source, tokenizer):
     assert not pipeline.quarantine
 
 
-def test_features_take_the_place_of_frames(source, tokenizer):
-    store = FeatureStore.compute(
-        media_of(source),
-        lambda media: clip_preprocess(load_image(media), 8),
-        lambda frames: frames.astype(np.float32).mean(axis=(1, 2)),
-        batch_size=4,
-        fingerprint="f",
-    )
+def test_features_take_the_place_of_frames(source, tokenizer, tmp_path):
+    with FeatureWriter(tmp_path / "store", fingerprint=None) as writer:
+        compute_features(
+            media_of(source),
+            lambda media: clip_preprocess(load_image(media), 8),
+            lambda frames: frames.astype(np.float32).mean(axis=(1, 2)),
+            writer,
+            batch_size=4,
+        )
+    store = FeatureStore(tmp_path / "store")
     frames = make(source, tokenizer).batch_at(1)
     features = make(source, tokenizer, features=store, image_size=None).batch_at(1)
     assert features.frames is None and features.features.shape == (4, 1, 3)

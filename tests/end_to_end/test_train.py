@@ -1,6 +1,7 @@
 """The main job, shortened: both stages on real pictures with the shipped towers."""
 
 import copy
+import dataclasses
 import json
 
 import jax
@@ -16,7 +17,8 @@ from mmjax.train import loop
 from mmjax.train.build import build, load_run
 from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
-from mmjax.train.evaluation import evaluate, picture_features, question_section
+from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.features import picture_features, prepare_features
 
 STAGES = ("align", "instruct")
 
@@ -106,7 +108,7 @@ def test_stored_features_are_those_of_the_tower_in_the_step(finished):
     assert stage == "instruct"
     section = question_section(run.config, stage)
     with jax.set_mesh(run.mesh):
-        features = picture_features(run, finished.workdir / "features.npz")
+        features = picture_features(run, finished.workdir)
         stored, with_stored = evaluate(run, run.params, section, features)
         _, with_frames = evaluate(run, run.params, section, None)
         _, blind = evaluate(run, run.params, section, features, without_picture=True)
@@ -114,6 +116,34 @@ def test_stored_features_are_those_of_the_tower_in_the_step(finished):
     assert stored.overall == finished.metrics["eval/accuracy"], "load_run is not what was trained"
     assert [p.answer for p in with_stored] == [p.answer for p in with_frames]
     assert len(blind) == len(unaided) == len(with_stored) == 32
+
+
+def test_pictures_and_stored_features_train_alike_bit_for_bit(tmp_path):
+    config = short_config()
+    config["stages"], config["test"] = ["instruct"], {}
+    config["instruct"] |= {"eval_at_end": False, "eval": {}, "steps": 3, "save_every": 0}
+    prepare_features(config, tmp_path / "features")
+    pictures, stored = tmp_path / "pictures", tmp_path / "stored"
+    loop.train(config | {"features": "step"}, pictures)
+    loop.train(config | {"features": str(tmp_path / "features")}, stored)
+    assert losses(stored) == losses(pictures)
+    weights, others = trained(pictures, "instruct"), trained(stored, "instruct")
+    assert weights.keys() == others.keys()
+    assert all(np.array_equal(weights[path], others[path]) for path in weights)
+
+
+def test_features_of_another_tower_are_refused(finished):
+    config = copy.deepcopy(finished.config) | {"features": str(finished.workdir / "features")}
+    run = build(config)
+    with jax.set_mesh(run.mesh):
+        assert len(picture_features(run, finished.workdir)) > 0
+        path = "clip.visual_projection.kernel"
+        run.params[path] = run.params[path] + 1
+        with pytest.raises(ValueError, match=r"(?s)are not what this tower would give.*weights: "):
+            picture_features(run, finished.workdir)
+    config["features"] = str(finished.workdir / "nothing")
+    with pytest.raises(FileNotFoundError, match="prepare_data.py features"):
+        picture_features(dataclasses.replace(run, config=config), finished.workdir)
 
 
 def test_another_config_is_refused(finished):

@@ -1,99 +1,121 @@
-"""Your own data: a JSON Lines file, one object a line.
+"""Your own data: a JSON Lines file, ``jsonl:PATH``, one object a line, in one of two forms.
 
-{"image": "photos/1.jpg", "question": "What is this?", "answer": "a cat"}
+    {"image": "photos/1.jpg", "question": "What is this?", "answer": "a cat"}
 
 image | images     path, or list of paths: relative to the file (or to ``image_root``), or absolute
 question | text    what the user says; placeholders such as ``<image>`` in it stay text
 answer | caption   what is to be said; not needed for generation
+
+    {"images": ["1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"},
+                                       {"role": "assistant", "content": "a cat"}]}
+
+messages           of the roles system, user, assistant; content is text in which each ``<image>``
+                   stands for the next picture, or a list of parts, {"type": "image"} and
+                   {"type": "text", "text": ...}; see `mmjax.data.sources.dialogue`
+image | images     as above
+
+and in both
+
 id                 names it in messages and predictions; by default file:line
 kind               for sampling and for scores by kind
 any other          text, number or boolean, kept in the example's ``info``
+
+Options: ``image_root``; ``turns`` and ``system`` for messages.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmjax.data.example import Example, Media, Text, Turn
+from mmjax.data.sources import dialogue, records
 
-_MAX_SHOWN = 20
 
+class Jsonl(records.Records):
+    """The records of a JSON Lines file."""
 
-class Jsonl:
-    """The records of a JSON Lines file; pictures come before the question."""
-
-    def __init__(self, path: str | Path, image_root: str | Path | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path | None = None,
+        turns: dialogue.Turns = "each",
+        system: Literal["keep", "user"] = "keep",
+    ):
         """Reads and checks the whole file, but opens no picture.
 
         Raises:
           FileNotFoundError: no such file.
           ValueError: bad lines (lists the first 20, with line and field), or no records at all.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no such data file: {path}")
-        self.name = str(path)
-        root = path.parent if image_root is None else Path(image_root)
-        problems: list[str] = []
-        self._examples: list[Example] = []
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    self._examples.append(_parse(line, number=number, path=path, root=root))
-                except ValueError as error:
-                    problems.append(f"line {number}: {error}")
-        if problems:
-            shown = "\n  ".join(problems[:_MAX_SHOWN])
-            rest = len(problems) - _MAX_SHOWN
-            more = f"\n  and {rest} more" if rest > 0 else ""
-            raise ValueError(f"{path}: {len(problems)} bad lines\n  {shown}{more}")
-        if not self._examples:
-            raise ValueError(f"{path} holds no records")
-        self.kinds: Sequence[str] = [example.info.get("kind", "") for example in self._examples]
+        path = records.existing(path)
+        dialogue.check_options(turns, system)
+        self._path, self._root = path, path.parent if image_root is None else Path(image_root)
+        self._turns, self._system, self._left_out = turns, system, 0
+        examples = records.parse_all(path, _lines(path), self._parse)
+        super().__init__(str(path), examples, dialogue.notices(self._left_out))
 
-    def __len__(self) -> int:
-        return len(self._examples)
+    def _parse(self, where: str, line: str) -> list[Example]:
+        """Raises ValueError that names the field."""
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"not UTF-8 text (column {error.start + 1})") from error
+        record = records.as_object(records.parse_json(line.rstrip("\r\n")))
+        name = records.id_of(record, f"{self._path.name}:{where.removeprefix('line ')}")
+        images = records.paths_of(_one_of(record, "image", "images"), "field 'image' or 'images'")
+        media = [Media(str(self._root / item), self._root / item) for item in images]
+        if record.get("messages") is not None:
+            return self._dialogue(name, record, media)
+        return [_exchange(name, record, media)]
 
-    def __getitem__(self, index: int) -> Example:
-        return self._examples[index]
-
-
-def _parse(line: str, *, number: int, path: Path, root: Path) -> Example:
-    """Raises ValueError that names the field."""
-    try:
-        line.encode("utf-8")
-        record = json.loads(line)
-    except UnicodeEncodeError as error:
-        raise ValueError(f"not UTF-8 text (column {error.start + 1})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object, got {type(record).__name__}")
-    image = _one_of(record, "image", "images")
-    images = [image] if isinstance(image, str) else [] if image is None else image
-    if not isinstance(images, list) or not all(isinstance(item, str) and item for item in images):
-        raise ValueError(
-            f"field 'image' or 'images': expected a path or a list of paths, got {image!r}"
+    def _dialogue(self, name: str, record: dict[str, Any], media: list[Media]) -> list[Example]:
+        spoken = record.pop("messages")
+        for field in ("question", "text", "answer", "caption"):
+            if record.get(field) is not None:
+                raise ValueError(f"fields 'messages' and {field!r} say the same; give one")
+        if not isinstance(spoken, list):
+            raise ValueError(f"field 'messages': expected a list, got {spoken!r:.60}")
+        messages = []
+        for number, message in enumerate(spoken):
+            where = f"message {number}"
+            role = message.get("role") if isinstance(message, dict) else None
+            if role not in ("system", "user", "assistant"):
+                raise ValueError(
+                    f"{where}: expected an object with the role system, user or assistant, "
+                    f"got {message!r:.60}"
+                )
+            content = dialogue.content_of(role, message.get("content"), f"{where}, 'content'")
+            messages.append(dialogue.Message(role, content))
+        examples, left_out = dialogue.examples_of(
+            name,
+            messages,
+            media,
+            records.info_of(record),
+            turns=self._turns,
+            system=self._system,
         )
+        self._left_out += left_out
+        return examples
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"line {number}", line
+
+
+def _exchange(name: str, record: dict[str, Any], media: list[Media]) -> Example:
     question = _text(record, "question", "text")
     answer = _text(record, "answer", "caption")
-    if question is None and not images:
+    if question is None and not media:
         raise ValueError("it has neither a picture (field 'image') nor a text (field 'question')")
-
-    name = str(record.pop("id", f"{path.name}:{number}"))
-    info = {key: _plain(key, value) for key, value in record.items() if value is not None}
     said = {"question": question, "answer": answer}
+    info = records.info_of(record)
     info |= {key: value for key, value in said.items() if value is not None}
-    parts: list[Media | Text] = [Media(str(root / item), root / item) for item in images]
-    if question is not None:
-        parts.append(Text(question))
-    turns = [Turn("user", tuple(parts))]
-    if answer is not None:
-        turns.append(Turn("assistant", (Text(answer),)))
-    return Example(name, tuple(turns), info)
+    asked = Turn("user", (*media, *([] if question is None else [Text(question)])))
+    answered = [] if answer is None else [Turn("assistant", (Text(answer),))]
+    return Example(name, (asked, *answered), info)
 
 
 def _one_of(record: dict[str, Any], *names: str) -> Any:
@@ -106,12 +128,6 @@ def _one_of(record: dict[str, Any], *names: str) -> Any:
 
 def _text(record: dict[str, Any], *names: str) -> str | None:
     value = _one_of(record, *names)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"field {' or '.join(map(repr, names))}: expected text, got {value!r}")
-    return value
-
-
-def _plain(key: str, value: Any) -> str:
-    if not isinstance(value, (str, int, float)):
-        raise ValueError(f"field {key!r}: expected text, a number or a boolean, got {value!r:.40}")
-    return str(value)
+    return (
+        value if value is None else records.checked(f"field {' or '.join(map(repr, names))}", value)
+    )

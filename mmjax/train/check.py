@@ -1,0 +1,73 @@
+"""Checks the data of a config before hours are spent on them."""
+
+import json
+from pathlib import Path
+
+from mmjax.data import templates
+from mmjax.data.check import LENGTH_HEAD, Pictures, SourceCheck, check_source
+from mmjax.data.features import FeatureStore
+from mmjax.data.pipeline import Pipeline
+from mmjax.data.sequence import Lengths
+from mmjax.data.sources import make_source
+from mmjax.train.build import load_tokenizer
+from mmjax.train.config import data_sections
+from mmjax.train.report import table, write_data_page
+
+
+def check_data(config: dict, out: Path) -> bool:
+    """Goes through every data section of ``config``: stages, their evaluations, the test.
+
+    Prints what is there, and writes to ``out``: ``bad.jsonl`` with every record that cannot be used
+    (section, source, row, id, reason), and ``check.html`` with samples.
+
+    Returns:
+      Whether training would go through: no section has more bad records than it may have.
+    """
+    tokenizer = load_tokenizer(config)
+    stored = config["features"] not in ("once", "step")
+    features = FeatureStore(config["features"]) if stored else None
+    checks: dict[str, SourceCheck] = {}
+    pictures: dict[int | None, Pictures] = {}
+    for name, section in data_sections(config).items():
+        data = section["data"]
+        pipeline = Pipeline(
+            make_source(data["source"], data["split"], **data.get("options", {})),
+            templates.from_json(section["template"]),
+            tokenizer,
+            Lengths(**data["lengths"]),
+            batch_size=1,
+            seed=config["seed"],
+            weights=data.get("weights"),
+            overlong=data.get("overlong", "drop"),
+            max_bad_fraction=config.get("max_bad_fraction", 1e-3),
+            generating=name not in config["stages"],
+        )
+        size = data.get("image_size")
+        seen = pictures.setdefault(size, Pictures(size, features))
+        checks[name] = check_source(pipeline, seen)
+        print(f"\n{name}: {_said(checks[name])}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "bad.jsonl").open("w") as file:
+        for name, check in checks.items():
+            file.writelines(json.dumps({"section": name} | entry) + "\n" for entry in check.bad)
+    title = f"The data of {config['system']} {config['variant']}"
+    write_data_page(out / "check.html", checks, title)
+    wrong = [name for name, check in checks.items() if not check.is_good]
+    records, bad = (
+        sum(n) for n in zip(*((c.num_records, len(c.bad)) for c in checks.values()), strict=True)
+    )
+    verdict = f"training would stop: too many in {', '.join(wrong)}" if wrong else "good to train"
+    print(
+        f"\n{records:,} records in {len(checks)} sections, {bad:,} cannot be used; {verdict}. "
+        f"See {out / 'check.html'}" + (f" and {out / 'bad.jsonl'}" if bad else "")
+    )
+    return not wrong
+
+
+def _said(check: SourceCheck) -> str:
+    lines = [check.counts(), *check.notices]
+    rows = check.length_rows()
+    lines.append(table(LENGTH_HEAD, rows, [], align="<>>>>>"))
+    lines += [f"record {e['row']} ({e['id']}): {e['reason']}" for e in check.bad[:5]]
+    lines += [f"and {len(check.bad) - 5:,} more"] if len(check.bad) > 5 else []
+    return "\n  ".join("\n".join(lines).splitlines())

@@ -1,0 +1,169 @@
+"""The frozen tower's features of all pictures that a config uses: computed once, kept on disk."""
+
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
+from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.sources import make_source
+from mmjax.nn.param import Params, specs
+from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.sharding import resolve
+from mmjax.systems.registry import make_system
+from mmjax.train.build import Run, weight_sources
+from mmjax.train.config import data_sections
+from mmjax.train.optim import TrainRule, select
+from mmjax.train.report import params_hash
+from mmjax.train.tower import Tower
+
+
+def picture_features(run: Run, workdir: Path) -> FeatureStore | None:
+    """The frozen tower's features of the pictures in the config's sources.
+
+    As ``config.features`` says: ``step`` gives None, the tower then runs before each step; ``once``
+    computes them at the first start and keeps them in ``workdir``; a folder is one that was made
+    before (`prepare_features`, or ``python -m conversion features``).
+
+    Raises:
+      ValueError: the tower is to be trained, the sections ask for different picture sizes, or the
+        features come from other weights or other preparation.
+      FileNotFoundError: there is nothing in the folder.
+    """
+    where = run.config["features"]
+    if where == "step":
+        return None
+    tower = Tower(run.system, run.mesh, run.config)
+    folder = Path(workdir) / "features" if where == "once" else Path(where)
+    if where == "once" and not folder.exists():
+        _compute(tower, run.params, run.config, folder)
+    store = FeatureStore(folder)
+    store.check(_fingerprint(tower, run.params, run.config))
+    shape = tower.row_shape(run.params, _image_size(run.config))
+    if store.shape != shape:
+        raise ValueError(
+            f"a row of the features in {folder} has shape {store.shape}, the tower gives {shape}: "
+            "they come from another tower"
+        )
+    if store.fingerprint is None:
+        print(f"{folder} was imported: that its features are those of this tower is not checked")
+    elif where != "once" and store.made_by != (here := _made_by(tower)):
+        print(
+            f"The features in {folder} were made with {store.made_by}, here it is {here}: "
+            "they equal those of this tower up to rounding"
+        )
+    return store
+
+
+def prepare_features(config: dict, folder: Path) -> FeatureStore:
+    """Computes the features of all pictures in the sources of ``config`` and stores them in
+    ``folder``, which must not exist; loads nothing but the tower."""
+    mesh = make_mesh(**config["mesh"])
+    tower = Tower(make_system(config["system"], config["model"]), mesh, config)
+    with jax.set_mesh(mesh):
+        _compute(tower, _load_tower(tower, config), config, Path(folder))
+    return FeatureStore(folder)
+
+
+def _load_tower(tower: Tower, config: dict) -> Params:
+    """As `create_params` would, but the tower alone."""
+    from conversion.engine import load_weights
+
+    everything = specs(tower.system)
+    wanted = {path: everything[path] for path in tower.paths}
+    shardings = resolve(wanted, tower.mesh, config["preset"])
+    dtype = jnp.dtype(config["frozen_dtype"])
+
+    def put(path: str, array) -> jax.Array | None:
+        return jax.device_put(array.astype(dtype), shardings[path]) if path in wanted else None
+
+    parts = {
+        module: where
+        for module, where in weight_sources(config).items()
+        if any(path.startswith(f"{module}." if module else "") for path in wanted)
+    }
+    loaded = load_weights(parts, everything, put=put)
+    if missing := sorted(wanted.keys() - loaded.keys()):
+        raise ValueError(
+            f"config.weights names no source for {len(missing)} parameters of the tower, "
+            f"e.g. {missing[0]}: features of random weights are of no use"
+        )
+    return {path: loaded[path] for path in wanted}
+
+
+def _compute(tower: Tower, params: Params, config: dict, folder: Path) -> None:
+    everything = specs(tower.system)
+    rules = [[TrainRule(*rule) for rule in config[stage]["train"]] for stage in config["stages"]]
+    trained = {path for each in rules for path in select(each, everything).trainable}
+    if moving := sorted(trained & set(tower.paths)):
+        raise ValueError(
+            f"stored features need a frozen tower, but {moving} train; set config.features = 'step'"
+        )
+    if not tower.paths:
+        raise ValueError(
+            f"{config['system']} has no frozen tower to store features of; "
+            "set config.features = 'step'"
+        )
+    size = _image_size(config)
+    sources = [
+        make_source(data["source"], data["split"], **data.get("options", {}))
+        for data in _data(config).values()
+    ]
+    # Every process runs the tower, which may be spread over all of them; the first one writes.
+    is_writer = jax.process_index() == 0
+    target = folder if is_writer else Path(tempfile.mkdtemp()) / "features"
+    writer = FeatureWriter(
+        target, fingerprint=_fingerprint(tower, params, config), made_by=_made_by(tower)
+    )
+    print(f"Computing the frozen tower's features of all pictures, once: {folder}", flush=True)
+    with writer:
+        compute_features(
+            itertools.chain.from_iterable(media_of(source) for source in sources),
+            lambda item: clip_preprocess(load_image(item), size),
+            lambda frames: tower.features(params, frames),
+            writer,
+            batch_size=tower.batch_size,
+        )
+    if not is_writer:
+        shutil.rmtree(target.parent)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("features are written")
+
+
+def _fingerprint(tower: Tower, params: Params, config: dict) -> dict[str, str]:
+    """All that a picture's features depend on, but for rounding."""
+    size = _image_size(config)
+    return {
+        "weights": params_hash({path: params[path] for path in tower.paths}),
+        "computation": str(tower.system.dtype),
+        "pictures": f"CLIP's preparation, {size}x{size}",
+    }
+
+
+def _made_by(tower: Tower) -> dict[str, str | int]:
+    """What decides about the last bits."""
+    device = jax.devices()[0].device_kind
+    return dict(
+        jax=jax.__version__,
+        device=device,
+        devices=tower.mesh.size,
+        pictures_per_call=tower.batch_size,
+    )
+
+
+def _image_size(config: dict) -> int:
+    sizes = {name: data["image_size"] for name, data in _data(config).items()}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(
+            f"stored features need one image_size in all data sections, they have {sizes}"
+        )
+    return next(iter(sizes.values()))
+
+
+def _data(config: dict) -> dict[str, dict]:
+    return {name: section["data"] for name, section in data_sections(config).items()}
