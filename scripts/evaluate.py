@@ -9,6 +9,7 @@ import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.parallel.distributed import initialize
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import evaluate, picture_features, question_section
 from mmjax.train.report import accuracy_table
@@ -21,6 +22,7 @@ WITHOUT_PICTURE = flags.DEFINE_bool(
 
 
 def main(_) -> None:
+    initialize()
     workdir = Path(RUN.value)
     run, stage = load_run(workdir, STAGE.value)
     section = question_section(run.config, stage)

@@ -92,8 +92,7 @@ class Pipeline:
         self._template, self._lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
         self._overlong, self._generating = overlong, generating
-        share = batch_size // count
-        self._first_row, self._num_rows = index * share, share
+        self._host = host
         in_order = grain.MapDataset.range(len(source)).repeat()
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
         self._max_bad = max(_MIN_BAD, math.ceil(max_bad_fraction * len(source)))
@@ -111,8 +110,7 @@ class Pipeline:
         Raises:
           RuntimeError: too many records are bad; lists them.
         """
-        first = step * self._batch_size + self._first_row
-        positions = range(first, first + self._num_rows)
+        positions = self._share(step, self._batch_size)
         return self._batch([self._replaced(position) for position in positions], positions)
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
@@ -125,24 +123,50 @@ class Pipeline:
         )
 
     def epoch(self, batch_size: int) -> Iterator[tuple[Batch, list[Example | None]]]:
-        """All records once, in order, for evaluation: batches and the examples of their rows.
+        """All records once, in order, for evaluation: this host's rows of each batch of
+        ``batch_size``, and the examples of these rows.
 
-        The last batch is filled up with copies, whose examples are None. Bad records are left out,
-        not replaced: look into `quarantine` afterwards. ``row_id`` is the record's number. Hosts
-        are not told apart.
+        Bad records are not replaced: copies of another row stand in their places, as they do after
+        the last record. Copies' examples are None; look into `quarantine` afterwards. ``row_id`` is
+        the number of the record that a row shows. All hosts give equally many batches, or none if
+        no record can be used.
         """
-        records = grain.MapDataset.range(len(self.source)).map(self._loaded_or_reason)
-        rows: list[tuple[int, _Row]] = []
-        for record, row in enumerate(records.to_iter_dataset(_READ_OPTIONS)):
+        number = len(self.source)
+        beyond = BadSample(self.source.name, None, "after the last record")
+        records = [
+            record
+            for step in range(math.ceil(number / batch_size))
+            for record in self._share(step, batch_size)
+        ]
+        rows = grain.MapDataset.range(len(records)).map(
+            lambda i: self._loaded_or_reason(records[i]) if records[i] < number else beyond
+        )
+        shown, waiting = None, []  # shown: the last good row so far, with its record
+        for record, row in zip(records, rows.to_iter_dataset(_READ_OPTIONS), strict=True):
+            waiting.append((record, row) if isinstance(row, _Row) else None)
+            if len(waiting) < batch_size // self._host[1]:
+                continue
+            shown = next(filter(None, reversed(waiting)), shown) or self._first_good()
+            if shown is None:
+                return
+            filled = [row or shown for row in waiting]
+            batch = self._batch([row for _, row in filled], [record for record, _ in filled])
+            yield batch, [row and row[1].example for row in waiting]
+            waiting = []
+
+    def _share(self, step: int, batch_size: int) -> range:
+        """Positions of this host's rows of the ``step``-th batch."""
+        index, count = self._host
+        rows = batch_size // count
+        first = step * batch_size + index * rows
+        return range(first, first + rows)
+
+    def _first_good(self) -> "tuple[int, _Row] | None":
+        for record in range(len(self.source)):
+            row = self._loaded_or_reason(record)
             if isinstance(row, _Row):
-                rows.append((record, row))
-            last = record == len(self.source) - 1
-            if rows and (len(rows) == batch_size or last):
-                padded = rows + rows[-1:] * (batch_size - len(rows))
-                examples = [row.example for _, row in rows] + [None] * (batch_size - len(rows))
-                batch = self._batch([row for _, row in padded], [record for record, _ in padded])
-                yield batch, examples
-                rows = []
+                return record, row
+        return None
 
     def _replaced(self, position: int) -> "_Row":
         """The row at ``position`` of the order, or the first good one of a fixed list of others."""

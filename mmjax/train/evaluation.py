@@ -16,7 +16,8 @@ from mmjax.evaluate.accuracy import Accuracy, score
 from mmjax.evaluate.runner import Prediction, predict
 from mmjax.generate.greedy import GreedySettings, make_greedy
 from mmjax.nn.param import Params, merge
-from mmjax.parallel.sharding import put_rows
+from mmjax.parallel.distributed import fetch, first_says, gather, is_first, wait_for_all
+from mmjax.parallel.sharding import place, rows_sharding
 from mmjax.systems.system import System
 from mmjax.train.build import Run
 from mmjax.train.report import params_hash
@@ -42,7 +43,7 @@ def picture_features(run: Run, file: Path) -> FeatureStore | None:
     fingerprint = params_hash(
         {p: x for p, x in run.params.items() if re.match(run.system.tower, p)}
     )
-    if file.exists():
+    if first_says(file.exists()):
         return FeatureStore.load(file, fingerprint)
     sections = _data_sections(run.config)
     sizes = {data["image_size"] for data in sections}
@@ -63,11 +64,13 @@ def picture_features(run: Run, file: Path) -> FeatureStore | None:
     store = FeatureStore.compute(
         media.values(),
         lambda item: clip_preprocess(load_image(item), size),
-        lambda frames: np.asarray(tower(run.params, put_rows(frames, run.mesh))),
+        lambda frames: fetch(tower(run.params, place(frames, rows_sharding(run.mesh)))),
         batch_size=64,
         fingerprint=fingerprint,
     )
-    store.save(file)
+    if is_first():
+        store.save(file)
+    wait_for_all("the features")
     return store
 
 
@@ -100,12 +103,11 @@ def evaluate(
     batches = pipeline.epoch(size)
     if without_picture:
         batches = ((_blank(batch), examples) for batch, examples in batches)
-    predictions = list(predict(generate, params, batches, tokenizer, mesh=run.mesh))
-    if pipeline.quarantine:
-        print(
-            f"{len(pipeline.quarantine)} records cannot be used and are not scored, "
-            f"e.g. {pipeline.quarantine[0]}"
-        )
+    predictions = list(
+        predict(generate, params, batches, pipeline.source, tokenizer, mesh=run.mesh)
+    )
+    if bad := gather(pipeline.quarantine):
+        print(f"{len(bad)} records cannot be used and are not scored, e.g. {bad[0]}")
     return score(predictions), predictions
 
 

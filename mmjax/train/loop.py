@@ -26,7 +26,8 @@ from mmjax.data.pipeline import Pipeline, describe
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
-from mmjax.parallel.sharding import put_rows
+from mmjax.parallel.distributed import fetch, gather, is_first, story_folder, wait_for_all
+from mmjax.parallel.sharding import place, put_rows, replicated
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate, picture_features
@@ -40,7 +41,7 @@ from mmjax.train.report import (
     tree_bytes,
     write_samples,
 )
-from mmjax.train.state import TrainState
+from mmjax.train.state import TrainState, state_shardings
 from mmjax.train.step import Step, jit_step, make_step
 
 
@@ -61,9 +62,15 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
     """
     workdir = Path(workdir).resolve()
     _claim(workdir, config)
+    with story_folder(workdir) as story:
+        return _train(config, workdir, story)
+
+
+def _train(config: dict, workdir: Path, story: Path) -> dict[str, float]:
+    """`train`; what people read goes to ``story``."""
     run = build(config)
-    run.tokenizer.save(workdir / "tokenizer")
-    writer = MetricsWriter(workdir)
+    run.tokenizer.save(story / "tokenizer")
+    writer = MetricsWriter(story)
     with jax.set_mesh(run.mesh):
         features = picture_features(run, workdir / "features.npz")
         params = run.params
@@ -71,8 +78,10 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
             directory = str(stage_directory(workdir, name))
             stage = _Stage(run, name, index, config[name], directory, writer, features)
             params = _train_stage(stage, params)
-        final = _test(run, params, workdir, writer, features) if config.get("test") else {}
-    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        final = _test(run, params, story, writer, features) if config.get("test") else {}
+    if is_first():  # the others' files lack what was measured before a restart
+        plot_curves(story / "metrics.jsonl", story / "curves.png")
+    wait_for_all("the end of the run")
     print(
         f"\nThe run is in {workdir}: curves.png, metrics.jsonl"
         + (", samples.html" if final else "")
@@ -119,9 +128,7 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
         if first == steps:
             print(f"\nStage {stage.name} is done: {steps} steps, in {stage.directory}")
             trained, _ = read_trainable(stage.directory, steps)
-            return params | {
-                path: jax.device_put(x, params[path].sharding) for path, x in trained.items()
-            }
+            return params | {path: place(x, params[path].sharding) for path, x in trained.items()}
         selection = run.selection(stage.name)
         frozen = {path: params[path] for path in selection.frozen}
         settings = OptimizerConfig(**stage.config["optimizer"])
@@ -171,13 +178,16 @@ def _steps(
             with meter.waiting():
                 batch = next(batches)
             state, metrics = step_fn(state, frozen, put_rows(batch, run.mesh))
-            meter.add(metrics, samples=config["batch_size"], tokens=_num_tokens(batch))
+            share = config["batch_size"] / len(batch.row_id)  # other processes' rows are as long
+            meter.add(
+                metrics, samples=config["batch_size"], tokens=round(share * _num_tokens(batch))
+            )
             values, last = None, step == steps
             if stage.is_due("log_every", step) or last:
                 values = meter.read() | {"learning_rate": float(rate(step - 1))}
                 values |= {
                     "skipped_steps": int(state.bad_steps),
-                    "bad_samples": len(pipeline.quarantine),
+                    "bad_samples": len(_quarantine(pipeline)),
                 }
                 _stop_if_not_finite(state, batch, run.config["max_bad_steps"])
                 stage.writer.write(values, stage_index=stage.index, stage=stage.name, step=step)
@@ -188,7 +198,7 @@ def _steps(
                 if stage.is_due("save_every", step) or last:
                     _save(checkpointer, step, state, stage)
                     _write_lines(
-                        Path(stage.directory).parents[1] / "bad_samples.jsonl", pipeline.quarantine
+                        stage.writer.path.with_name("bad_samples.jsonl"), _quarantine(pipeline)
                     )
     return state
 
@@ -208,19 +218,10 @@ def _evaluate(stage: _Stage, params: Params, step: int) -> str:
 
 def _start(trainable: Params, optimizer, mesh: jax.sharding.Mesh) -> TrainState:
     """The state before step 1, optimizer moments sharded as their parameters."""
+    start = lambda params: TrainState.start(params, optimizer)  # noqa: E731
     shardings = {path: x.sharding for path, x in trainable.items()}
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    abstract = jax.eval_shape(lambda params: TrainState.start(params, optimizer), trainable)
-
-    def sharding(path, _) -> jax.sharding.Sharding:
-        return next(
-            (shardings[key.key] for key in path if getattr(key, "key", None) in shardings), whole
-        )
-
-    out = jax.tree_util.tree_map_with_path(sharding, abstract)
-    return jax.jit(
-        lambda params: TrainState.start(params, optimizer), out_shardings=out, donate_argnums=0
-    )(trainable)
+    out = state_shardings(jax.eval_shape(start, trainable), shardings, replicated(mesh))
+    return jax.jit(start, out_shardings=out, donate_argnums=0)(trainable)
 
 
 def _introduce(
@@ -231,7 +232,7 @@ def _introduce(
     dtypes = {path: x.dtype for path, x in (frozen | state.trainable).items()}
     print(f"\nStage {stage.name}\n")
     print(parameter_table(stage.run.specs, selection, dtypes, tree_bytes(state.opt_state)))
-    batch = pipeline.batch_at(0)
+    batch = jax.tree.map(fetch, put_rows(pipeline.batch_at(0), stage.run.mesh))
     print("\nOne sample, the predicted tokens in brackets:\n")
     print(describe(batch, 0, stage.run.tokenizer))
     print(f"\ndata {_batch_hash(batch)}  parameters {params_hash(state.trainable)[:16]}\n")
@@ -267,7 +268,7 @@ def _save(checkpointer: Checkpointer, step: int, state: TrainState, stage: _Stag
 
 
 def _test(
-    run: Run, params: Params, workdir: Path, writer: MetricsWriter, features: FeatureStore | None
+    run: Run, params: Params, story: Path, writer: MetricsWriter, features: FeatureStore | None
 ) -> dict[str, float]:
     """The held-out questions, all of them: the table, and a page of samples."""
     section, stages = run.config["test"], run.config["stages"]
@@ -278,7 +279,7 @@ def _test(
     print(f"\nHeld-out questions ({section['data']['source']}, {section['data']['split']})\n")
     print(accuracy_table(accuracy.kinds))
     shown = predictions[:: max(1, len(predictions) // 60)]
-    write_samples(workdir / "samples.html", [_sample(prediction) for prediction in shown])
+    write_samples(story / "samples.html", [_sample(prediction) for prediction in shown])
     return metrics
 
 
@@ -303,6 +304,11 @@ def _stop_if_not_finite(state: TrainState, batch: Batch, limit: int) -> None:
         )
 
 
+def _quarantine(pipeline: Pipeline) -> list[dict]:
+    """The bad records that any process has met, each once."""
+    return list({entry["row"]: entry for entry in gather(pipeline.quarantine)}.values())
+
+
 def _num_tokens(batch: Batch) -> int:
     parts = (batch.prefix, batch.request, batch.target)
     return int(sum((part.segments > 0).sum() for part in parts if part is not None))
@@ -319,20 +325,24 @@ def _batch_hash(batch: Batch) -> str:
 def _claim(workdir: Path, config: Mapping) -> None:
     """Writes ``config.json``, or checks that the one there says the same."""
     file, text = workdir / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n"
-    if file.is_file():
-        old, new = (_flat(c) for c in (json.loads(file.read_text()), json.loads(text)))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if changed:
-            lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-            raise ValueError(
-                f"{workdir} holds a run with another config; give another --workdir, or delete it:"
-                f"\n  {lines}"
-            )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("config.json.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
+    if not file.is_file() and is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name("config.json.partial")
+        partial.write_text(text)
+        os.replace(partial, file)
+    wait_for_all("config.json")
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"process {jax.process_index()} does not see {file}, which the first process wrote: "
+            "give a --workdir that all processes share"
+        )
+    old, new = (_flat(c) for c in (json.loads(file.read_text()), json.loads(text)))
+    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+        lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        raise ValueError(
+            f"{workdir} holds a run with another config; give another --workdir, or delete it:"
+            f"\n  {lines}"
+        )
 
 
 def _flat(value, prefix: str = "") -> dict:

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from PIL import Image
 
 from mmjax.nn.param import ParamSpec
+from mmjax.parallel.distributed import fetch
 from mmjax.train.metrics import human, read_metrics
 from mmjax.train.optim import Selection
 
@@ -104,9 +104,7 @@ def params_hash(params: Mapping[str, jax.Array]) -> str:
     """
     digest = hashlib.sha256()
     for path, value in sorted(params.items()):
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
-        array = np.asarray(value)
+        array = fetch(value)
         digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
