@@ -53,7 +53,7 @@ def parameter_table(
     total_bytes = sum(specs[path].size * dtypes[path].itemsize for path in specs)
     trained = sum(specs[path].size for path in specs if path in trainable)
     everything = sum(spec.size for spec in specs.values())
-    table = _table(
+    table = text_table(
         ["module", "trained", "frozen", "memory", "dtype"],
         [row(name, paths) for name, paths in modules.items()],
         [
@@ -82,7 +82,7 @@ def human_bytes(count: int) -> str:
     return f"{number:.3g} {unit}"
 
 
-def _table(
+def text_table(
     head: Sequence[str], body: Sequence[Sequence[str]], foot: Sequence[Sequence[str]], *, align: str
 ) -> str:
     """Columns two spaces apart, rules around ``body``; ``align``: ``<`` or ``>`` per column."""
@@ -119,7 +119,7 @@ def accuracy_table(per_kind: Mapping[str, tuple[int, int]]) -> str:
     measured = [correct / count for correct, count in per_kind.values() if count]
     mean = f"{100 * sum(measured) / len(measured):.2f}" if measured else "-"
     totals = [sum(column) for column in zip(*per_kind.values(), strict=True)] or [0, 0]
-    return _table(
+    return text_table(
         ["kind", "correct", "count", "accuracy %"],
         [row(kind, *per_kind[kind]) for kind in sorted(per_kind)],
         [["mean of kinds", "", "", mean], row("overall", *totals)],
