@@ -58,7 +58,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             tokenizer="asset:tiny/llama" if tiny else "",
             frozen_dtype="float32" if tiny else "bfloat16",
             features="once" if tiny else "step",
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1) if tiny else dict(data=1, fsdp=-1, tensor=1),
             preset="dp" if tiny else "fsdp",
             max_bad_steps=10,
             max_bad_fraction=1e-3,  # of a source's records, or 100: more stop the run

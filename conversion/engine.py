@@ -2,7 +2,8 @@
 
 `plan` looks at names and shapes only and raises one `ConversionError` with every problem in it.
 `load` fills one leaf after the other (peak memory: a leaf and a tensor), `exported` gives the
-source's tensors back, as lazily. Training calls `load_weights` and nothing else.
+source's tensors back, as lazily. Training calls `load_weights`, its dry run `plan_weights`, and
+nothing else.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ __all__ = [
     "load_weights",
     "locate",
     "plan",
+    "plan_weights",
     "together",
 ]
 
@@ -318,6 +320,13 @@ def load_weights(
       SourceError: something is no checkpoint.
       ConversionError: the checkpoints do not fit; all problems of all parts at once.
     """
+    return carry_out(plan_weights(parts, specs, dtype=dtype), dtype=dtype, put=put, seed=seed)
+
+
+def plan_weights(
+    parts: Mapping[str, str | Path], specs: Mapping[str, ParamSpec], *, dtype=None
+) -> Plan:
+    """What `load_weights` would do: reads the files' headers, no tensor. Raises as it does."""
     chosen, wanted = [], {}
     for module, where in parts.items():
         prefix = f"{module}." if module else ""
@@ -327,7 +336,7 @@ def load_weights(
         table, source = _weights(locate(where), module, below)
         chosen.append((table, dataclasses.replace(source, name=f"{module or 'all'} from {where}")))
         wanted |= below
-    return load_many(chosen, wanted, dtype=dtype, put=put, seed=seed)
+    return plan(*together(chosen), wanted, dtype=dtype)
 
 
 def locate(where: str | Path) -> Path:

@@ -9,6 +9,7 @@ import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.parallel.distributed import initialize
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import evaluate, question_section
 from mmjax.train.features import picture_features
@@ -22,12 +23,13 @@ WITHOUT_PICTURE = flags.DEFINE_bool(
 
 
 def main(_) -> None:
+    initialize()
     workdir = Path(RUN.value)
     run, stage = load_run(workdir, STAGE.value)
     section = question_section(run.config, stage)
     with jax.set_mesh(run.mesh):
         features = picture_features(run, workdir)
-        accuracy, _ = evaluate(
+        accuracy, _, _ = evaluate(
             run, run.params, section, features, without_picture=WITHOUT_PICTURE.value
         )
     print(

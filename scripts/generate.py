@@ -12,6 +12,7 @@ from absl import flags
 from mmjax import command
 from mmjax.data.templates import from_json
 from mmjax.generate.ask import ask
+from mmjax.parallel.distributed import initialize
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import question_section
 
@@ -25,6 +26,7 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 
 
 def main(_) -> None:
+    initialize()
     run, stage = load_run(Path(RUN.value), STAGE.value)
     with jax.set_mesh(run.mesh):
         section = question_section(run.config, stage)

@@ -80,7 +80,8 @@ class FeatureWriter:
     def __enter__(self) -> Self:
         name = f"{self._folder.name}.{os.getpid()}{_INCOMPLETE}"
         self._partial = self._folder.absolute().with_name(name)
-        shutil.rmtree(self._partial, ignore_errors=True)
+        for killed in self._partial.parent.glob(f"{self._folder.name}.*{_INCOMPLETE}"):
+            shutil.rmtree(killed)  # there is one writer at a time
         self._partial.mkdir(parents=True)
         names = ("features.bin", "keys.jsonl", "bad.jsonl")
         self._files = {name: (self._partial / name).open("wb") for name in names}

@@ -5,10 +5,11 @@ rows ``step * batch_size ...`` of the order, and each host takes its share of th
 """
 
 import dataclasses
+import hashlib
 import math
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import grain
@@ -37,7 +38,8 @@ class Pipeline:
       tokenizer: as given.
       lengths: as given.
       max_bad: how many records may be bad.
-      quarantine: bad and overlong records met so far, as ``{source, row, id, reason}``, each once.
+      quarantine: bad and overlong records met so far, each once, as ``{source, row, id, reason}``;
+        and ``step``, counted from 1, of the first batch that needed them.
     """
 
     def __init__(
@@ -94,13 +96,25 @@ class Pipeline:
         self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
         self._overlong, self._generating = overlong, generating
-        share = batch_size // count
-        self._first_row, self._num_rows = index * share, share
+        self._host = host
         in_order = grain.MapDataset.range(len(source)).repeat()
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
         self.max_bad = bad_limit(len(source), max_bad_fraction)
         self._bad: dict[int, dict[str, str | int]] = {}
         self._lock = threading.Lock()
+
+    def order_hash(self, num_steps: int) -> str:
+        """Of the numbers of the records that make up the first batches, up to 4096 rows; equal for
+        equal sources, seeds and weights."""
+        rows = range(min(num_steps * self._batch_size, 4096))
+        numbers = np.array([self._order[position] for position in rows], np.int64)
+        return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+
+    def recall(self, quarantine: Iterable[Mapping[str, str | int]]) -> None:
+        """Puts records into quarantine that were met before, by a run that now goes on."""
+        with self._lock:
+            for entry in quarantine:
+                self._bad[entry["row"]] = dict(entry)
 
     @property
     def quarantine(self) -> list[dict[str, str | int]]:
@@ -113,8 +127,7 @@ class Pipeline:
         Raises:
           ValueError: too many records are bad; lists them.
         """
-        first = step * self._batch_size + self._first_row
-        positions = range(first, first + self._num_rows)
+        positions = self._share(step, self._batch_size)
         return self._batch([self._replaced(position) for position in positions], positions)
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
@@ -127,31 +140,57 @@ class Pipeline:
         )
 
     def epoch(self, batch_size: int) -> Iterator[tuple[Batch, list[Example | None]]]:
-        """All records once, in order, for evaluation: batches and the examples of their rows.
+        """All records once, in order, for evaluation: this host's rows of each batch of
+        ``batch_size``, and the examples of these rows.
 
-        The last batch is filled up with copies, whose examples are None. Bad records are left out,
-        not replaced: look into `quarantine` afterwards. ``row_id`` is the record's number. Hosts
-        are not told apart.
+        Bad records are not replaced: copies of another row stand in their places, as they do after
+        the last record. Copies' examples are None; look into `quarantine` afterwards. ``row_id`` is
+        the number of the record that a row shows. All hosts give equally many batches, or none if
+        no record can be used.
         """
-        records = grain.MapDataset.range(len(self.source)).map(self._loaded_or_reason)
-        rows: list[tuple[int, _Row]] = []
-        for record, row in enumerate(records.to_iter_dataset(READ_OPTIONS)):
+        number = len(self.source)
+        beyond = BadSample(self.source.name, None, "after the last record")
+        records = [
+            record
+            for step in range(math.ceil(number / batch_size))
+            for record in self._share(step, batch_size)
+        ]
+        rows = grain.MapDataset.range(len(records)).map(
+            lambda i: self._loaded_or_reason(records[i]) if records[i] < number else beyond
+        )
+        shown, waiting = None, []  # shown: the last good row so far, with its record
+        for record, row in zip(records, rows.to_iter_dataset(READ_OPTIONS), strict=True):
+            waiting.append((record, row) if isinstance(row, _Row) else None)
+            if len(waiting) < batch_size // self._host[1]:
+                continue
+            shown = next(filter(None, reversed(waiting)), shown) or self._first_good()
+            if shown is None:
+                return
+            filled = [row or shown for row in waiting]
+            batch = self._batch([row for _, row in filled], [record for record, _ in filled])
+            yield batch, [row and row[1].example for row in waiting]
+            waiting = []
+
+    def _share(self, step: int, batch_size: int) -> range:
+        """Positions of this host's rows of the ``step``-th batch."""
+        index, count = self._host
+        rows = batch_size // count
+        first = step * batch_size + index * rows
+        return range(first, first + rows)
+
+    def _first_good(self) -> "tuple[int, _Row] | None":
+        for record in range(len(self.source)):
+            row = self._loaded_or_reason(record)
             if isinstance(row, _Row):
-                rows.append((record, row))
-            last = record == len(self.source) - 1
-            if rows and (len(rows) == batch_size or last):
-                padded = rows + rows[-1:] * (batch_size - len(rows))
-                examples = [row.example for _, row in rows] + [None] * (batch_size - len(rows))
-                batch = self._batch([row for _, row in padded], [record for record, _ in padded])
-                yield batch, examples
-                rows = []
+                return record, row
+        return None
 
     def _replaced(self, position: int) -> "_Row":
         """The row at ``position`` of the order, or the first good one of a fixed list of others."""
         for attempt in range(_ATTEMPTS):
             other = zlib.crc32(f"{position}/{attempt}".encode())
             record = self._order[other if attempt else position]
-            row = self._loaded_or_reason(record)
+            row = self._loaded_or_reason(record, step=position // self._batch_size + 1)
             if isinstance(row, _Row):
                 return row
             if len(self._bad) > self.max_bad:
@@ -160,7 +199,7 @@ class Pipeline:
                 )
         raise self._too_bad(f"{_ATTEMPTS} records drawn for one row, and none can be used")
 
-    def _loaded_or_reason(self, record: int) -> "_Row | BadSample":
+    def _loaded_or_reason(self, record: int, step: int | None = None) -> "_Row | BadSample":
         """The row of a record, or why there is none (which is then in quarantine)."""
         example = None
         try:
@@ -169,15 +208,19 @@ class Pipeline:
         except BadSample as error:
             if self._overlong == "error" and isinstance(error, Overlong):
                 raise
-            self._note(record, example, error)
+            self._note(record, example, error, step)
             return error
 
-    def _note(self, record: int, example: Example | None, error: BadSample) -> None:
+    def _note(
+        self, record: int, example: Example | None, error: BadSample, step: int | None = None
+    ) -> None:
         name = "" if example is None else example.id
         reason = error.reason if error.source == name else str(error)
         entry = {"source": self.source.name, "row": record, "id": name, "reason": reason}
         with self._lock:
-            self._bad.setdefault(record, entry)
+            known = self._bad.setdefault(record, entry)
+            if step is not None:  # threads read ahead, and not in order
+                known["step"] = min(step, known.get("step", step))
 
     def examine(
         self, record: int, look: Callable[[Media], None]

@@ -8,8 +8,10 @@ import numpy as np
 
 from mmjax.data.batch import Batch
 from mmjax.data.example import Example
+from mmjax.data.sources import Source
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.nn.param import Params
+from mmjax.parallel.distributed import fetch
 from mmjax.parallel.sharding import put_rows
 
 
@@ -25,27 +27,39 @@ def predict(
     generate: Callable[[Params, Batch], jax.Array],
     params: Params,
     batches: Iterable[tuple[Batch, list[Example | None]]],
+    source: Source,
     tokenizer: Tokenizer,
     *,
     mesh: jax.sharding.Mesh,
 ) -> Iterator[Prediction]:
-    """A prediction for every example of ``batches`` (`Pipeline.epoch`), in order.
+    """A prediction for every example of ``batches`` (`Pipeline.epoch` of ``source``), in order.
 
-    The device works on a batch while the next one is prepared.
+    Several processes each read their own rows, and all of them get all predictions. The device
+    works on a batch while the next one is prepared.
     """
     waiting = None
     for batch, examples in batches:
-        tokens = generate(params, put_rows(batch, mesh))
+        batch = put_rows(batch, mesh)
+        is_record = put_rows(np.array([example is not None for example in examples]), mesh)
+        made = (generate(params, batch), batch.row_id, is_record)
         if waiting is not None:
-            yield from _decode(*waiting, tokenizer)
-        waiting = (tokens, examples)
+            yield from _decode(*waiting, source, tokenizer)
+        waiting = (made, examples)
     if waiting is not None:
-        yield from _decode(*waiting, tokenizer)
+        yield from _decode(*waiting, source, tokenizer)
 
 
 def _decode(
-    tokens: jax.Array, examples: list[Example | None], tokenizer: Tokenizer
+    made: tuple[jax.Array, jax.Array, jax.Array],
+    examples: list[Example | None],
+    source: Source,
+    tokenizer: Tokenizer,
 ) -> Iterator[Prediction]:
-    for row, example in zip(np.asarray(tokens), examples, strict=True):
-        if example is not None:
+    tokens, records, is_record = (fetch(x) for x in made)
+    if jax.process_count() > 1:  # other processes' rows are among them, perhaps in another order
+        order = np.argsort(records, kind="stable")
+        tokens, is_record = tokens[order], is_record[order]
+        examples = [source[record] for record in records[order].tolist()]
+    for row, example, wanted in zip(tokens, examples, is_record, strict=True):
+        if wanted:
             yield Prediction(example, tokenizer.decode(row).strip())

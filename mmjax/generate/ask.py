@@ -13,7 +13,8 @@ from mmjax.data.templates import Template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.generate.greedy import GreedySettings, make_greedy
 from mmjax.nn.param import Params
-from mmjax.parallel.sharding import num_row_shards, put_rows
+from mmjax.parallel.distributed import fetch
+from mmjax.parallel.sharding import num_row_shards, place, rows_sharding
 from mmjax.systems.system import System
 
 BUCKET = 16  # texts are padded to a multiple: questions of similar length share a compilation
@@ -65,5 +66,6 @@ def ask(
         frame_time=np.full((copies, 1), -1, np.int32),
     )
     settings = GreedySettings(max_new_tokens, (tokenizer.eos_id,), tokenizer.pad_id)
-    tokens = make_greedy(system, settings)(params, put_rows(batch, mesh))
-    return tokenizer.decode(np.asarray(tokens)[0]).strip()
+    batch = jax.tree.map(lambda x: place(x, rows_sharding(mesh)), batch)
+    tokens = make_greedy(system, settings)(params, batch)
+    return tokenizer.decode(fetch(tokens)[0]).strip()

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 ROWS = ("data", "fsdp")  # what the rows of a batch are spread over, in every preset
@@ -29,14 +30,21 @@ PRESETS: dict[str, dict[str, str | None]] = {
 }
 
 REPLICATE_BELOW = 4 * 2**20  # bytes; a smaller parameter whose length does not divide stays whole
+FIXED = ("layers",)  # a scan walks along it: cut there, every turn would gather the whole stack
 
 
-def resolve(specs: Mapping[str, Any], mesh: Mesh, preset: str) -> dict[str, NamedSharding]:
+def resolve(
+    specs: Mapping[str, Any], mesh: Mesh | AbstractMesh, preset: str
+) -> dict[str, NamedSharding]:
     """Where every parameter lives; ``specs`` maps its path to its `mmjax.nn.param.ParamSpec`.
+
+    A parameter of `REPLICATE_BELOW` bytes or more is cut along every mesh axis of its names. Where
+    a length does not divide (a vocabulary of 32,001), the axis moves to another dimension that
+    does; a smaller parameter stays whole instead.
 
     Raises:
       ValueError: an unknown preset; or all parameters at once whose names are unknown, collide on a
-        mesh axis, or do not divide (small ones that do not divide are replicated instead).
+        mesh axis, or have no dimension that divides.
     """
     if preset not in PRESETS:
         raise ValueError(f"sharding preset {preset!r} is none of {', '.join(PRESETS)}")
@@ -54,15 +62,18 @@ def resolve(specs: Mapping[str, Any], mesh: Mesh, preset: str) -> dict[str, Name
                 f"{path}: dimensions {spec.axes} share the mesh axis {', '.join(map(repr, twice))}"
             )
             continue
+        cuts = [() if axis is None else (axis,) for axis in axes]
         for i, axis in enumerate(axes):
             if axis is not None and spec.shape[i] % mesh.shape[axis]:
-                if spec.size * spec.dtype.itemsize >= REPLICATE_BELOW:
+                cuts[i] = ()
+                if spec.size * spec.dtype.itemsize >= REPLICATE_BELOW and not _moved(
+                    axis, cuts, spec, mesh
+                ):
                     problems.append(
                         f"{path}: {spec.axes[i]} = {spec.shape[i]} does not divide by "
-                        f"{axis} = {mesh.shape[axis]}"
+                        f"{axis} = {mesh.shape[axis]}, nor does another dimension of {spec.shape}"
                     )
-                axes[i] = None
-        shardings[path] = NamedSharding(mesh, P(*axes))
+        shardings[path] = NamedSharding(mesh, P(*(_entry(cut) for cut in cuts)))
     if problems:
         raise ValueError(
             f"preset {preset!r} on the mesh {dict(mesh.shape)} cannot place {len(problems)} "
@@ -71,14 +82,66 @@ def resolve(specs: Mapping[str, Any], mesh: Mesh, preset: str) -> dict[str, Name
     return shardings
 
 
+def _moved(axis: str, cuts: list[tuple[str, ...]], spec: Any, mesh: Mesh | AbstractMesh) -> bool:
+    """Gives ``axis`` to the first dimension that divides by it and by what cuts it already."""
+    for i, length in enumerate(spec.shape):
+        parts = mesh.shape[axis]
+        for other in cuts[i]:
+            parts *= mesh.shape[other]
+        if spec.axes[i] not in FIXED and length % parts == 0:
+            cuts[i] = (*cuts[i], axis)
+            return True
+    return False
+
+
+def _entry(cut: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    return cut if len(cut) > 1 else cut[0] if cut else None
+
+
+def place(array: np.ndarray, sharding: Sharding, dtype=None) -> jax.Array:
+    """A host's array on the devices: each receives its own slice, cast to ``dtype``, and nothing
+    else. In several processes each serves its own devices (`jax.device_put` would first compare the
+    whole array among them)."""
+    dtype = np.dtype(dtype or array.dtype)
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.asarray(array[index], dtype), dtype=dtype
+    )
+
+
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Arrays whose first dimension is the batch."""
     return NamedSharding(mesh, P(ROWS))
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many parts the rows of a batch are cut into."""
     return mesh.shape[ROWS[0]] * mesh.shape[ROWS[1]]
+
+
+def row_share(devices: np.ndarray, process: int) -> tuple[int, int]:
+    """(index, count): ``process`` feeds the index-th of count equal shares of every batch's rows.
+
+    Processes whose devices hold the same rows (``tensor`` reaches over them) feed the same share.
+
+    Args:
+      devices: of a mesh, [data fsdp tensor].
+
+    Raises:
+      ValueError: the processes hold parts of each other's rows.
+    """
+    held: dict[int, set[int]] = {}
+    for shard, same_rows in enumerate(devices.reshape(-1, devices.shape[-1])):
+        for device in same_rows:
+            held.setdefault(device.process_index, set()).add(shard)
+    shares = sorted({tuple(sorted(shards)) for shards in held.values()})
+    num_shards = devices.shape[0] * devices.shape[1]
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != num_shards:
+        raise ValueError(
+            f"the mesh {dict(zip(('data', 'fsdp', 'tensor'), devices.shape, strict=True))} cuts "
+            f"rows across {len(held)} processes: each must hold all rows of its devices, or the "
+            "same ones as another; make tensor divide the devices of one process, or be a multiple"
+        )
+    return shares.index(tuple(sorted(held[process]))), len(shares)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -131,8 +194,12 @@ def shard_attention(kernel: Callable, query, key, value, query_segments, key_seg
 
 
 def put_rows(batch, mesh: Mesh):
-    """A batch of numpy arrays (this process's rows) as one global batch spread over the mesh's
-    rows."""
+    """A batch of numpy arrays (this process's share of the rows, see `row_share`) as one global
+    batch spread over the mesh's rows.
+
+    Where a process's devices are not neighbours in the mesh, the global rows are in another order
+    than the shares'.
+    """
     sharding = rows_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)

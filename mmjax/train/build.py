@@ -6,6 +6,7 @@ Also the way back from a run directory, for evaluation and generation: `load_run
 import dataclasses
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from mmjax.data.sources import make_source
 from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
 from mmjax.nn.param import Params, ParamSpec, init_params, specs
 from mmjax.parallel.mesh import make_mesh
-from mmjax.parallel.sharding import resolve
+from mmjax.parallel.sharding import num_row_shards, place, resolve, row_share
 from mmjax.systems.registry import make_system
 from mmjax.systems.system import System
 from mmjax.train.checkpoint import read_trainable
@@ -49,7 +50,7 @@ class Run:
     mesh: Mesh
 
     def selection(self, stage: str) -> Selection:
-        return select([TrainRule(*rule) for rule in self.config[stage]["train"]], self.specs)
+        return stage_selection(self.config, stage, self.specs)
 
     def pipeline(
         self,
@@ -60,22 +61,39 @@ class Run:
         features: FeatureStore | None = None,
         generating: bool = False,
     ) -> Pipeline:
-        """The pipeline of a ``data`` section and a template of the config."""
-        return Pipeline(
-            make_source(data["source"], data["split"], **data.get("options", {})),
-            templates.from_json(template),
+        """The pipeline of a ``data`` section and a template of the config: this process's share
+        of each batch."""
+        if batch_size % num_row_shards(self.mesh):
+            raise ValueError(
+                f"a batch of {batch_size} rows from {data['source']} does not divide by data x fsdp"
+                f" = {num_row_shards(self.mesh)}: change its batch_size, or the mesh"
+            )
+        return make_pipeline(
+            data,
+            template,
             self.tokenizer,
-            Lengths(**data["lengths"]),
             batch_size=batch_size,
             seed=self.config["seed"],
-            image_size=data.get("image_size"),
             features=features,
-            weights=data.get("weights"),
-            overlong=data.get("overlong", "drop"),
             max_bad_fraction=self.config.get("max_bad_fraction", 1e-3),
             generating=generating,
-            host=(jax.process_index(), jax.process_count()),
+            host=row_share(self.mesh.devices, jax.process_index()),
         )
+
+
+def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) -> Pipeline:
+    """The pipeline of a ``data`` section and a template of the config; ``settings`` are
+    `Pipeline`'s."""
+    return Pipeline(
+        make_source(data["source"], data["split"], **data.get("options", {})),
+        templates.from_json(template),
+        tokenizer,
+        Lengths(**data["lengths"]),
+        image_size=data.get("image_size"),
+        weights=data.get("weights"),
+        overlong=data.get("overlong", "drop"),
+        **settings,
+    )
 
 
 def build(config: dict) -> Run:
@@ -97,27 +115,37 @@ def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Par
     from conversion.engine import load_weights
 
     shardings = resolve(wanted, mesh, config["preset"])
-    trains = {
-        path
-        for stage in config["stages"]
-        for path in select([TrainRule(*rule) for rule in config[stage]["train"]], wanted).trainable
-    }
-    frozen_dtype = jnp.dtype(config["frozen_dtype"])
-    dtype_of = lambda path: jnp.float32 if path in trains else frozen_dtype  # noqa: E731
+    dtypes = held_dtypes(config, wanted)
 
     def put(path: str, array) -> jax.Array:
-        return jax.device_put(array.astype(dtype_of(path)), shardings[path])
+        return place(array, shardings[path], dtypes[path])
 
     params = dict(load_weights(weight_sources(config), wanted, put=put))
     rest = {path: spec for path, spec in wanted.items() if path not in params}
 
     def create() -> Params:
         return {
-            path: x.astype(dtype_of(path)) for path, x in init_params(rest, config["seed"]).items()
+            path: x.astype(dtypes[path]) for path, x in init_params(rest, config["seed"]).items()
         }
 
     params |= jax.jit(create, out_shardings={path: shardings[path] for path in rest})()
     return dict(sorted(params.items()))
+
+
+def held_dtypes(config: dict, wanted: Mapping[str, ParamSpec]) -> dict[str, jnp.dtype]:
+    """What every parameter is kept in: float32 if some stage trains it."""
+    trained = {
+        path
+        for stage in config["stages"]
+        for path in stage_selection(config, stage, wanted).trainable
+    }
+    frozen = jnp.dtype(config["frozen_dtype"])
+    return {path: jnp.dtype(jnp.float32) if path in trained else frozen for path in wanted}
+
+
+def stage_selection(config: dict, stage: str, wanted: Mapping[str, ParamSpec]) -> Selection:
+    """What trains in ``stage``."""
+    return select([TrainRule(*rule) for rule in config[stage]["train"]], wanted)
 
 
 def weight_sources(config: dict) -> dict[str, str]:
@@ -179,7 +207,7 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
     for name in done:
         trained, _ = read_trainable(str(stage_directory(workdir, name)))
         run.params.update(
-            {path: jax.device_put(x, run.params[path].sharding) for path, x in trained.items()}
+            {path: place(x, run.params[path].sharding) for path, x in trained.items()}
         )
     return run, done[-1]
 

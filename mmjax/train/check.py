@@ -3,15 +3,11 @@
 import json
 from pathlib import Path
 
-from mmjax.data import templates
 from mmjax.data.check import LENGTH_HEAD, Pictures, SourceCheck, check_source
 from mmjax.data.features import FeatureStore
-from mmjax.data.pipeline import Pipeline
-from mmjax.data.sequence import Lengths
-from mmjax.data.sources import make_source
-from mmjax.train.build import load_tokenizer
+from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.config import data_sections
-from mmjax.train.report import table, write_data_page
+from mmjax.train.report import text_table, write_data_page
 
 
 def check_data(config: dict, out: Path) -> bool:
@@ -30,15 +26,12 @@ def check_data(config: dict, out: Path) -> bool:
     pictures: dict[int | None, Pictures] = {}
     for name, section in data_sections(config).items():
         data = section["data"]
-        pipeline = Pipeline(
-            make_source(data["source"], data["split"], **data.get("options", {})),
-            templates.from_json(section["template"]),
+        pipeline = make_pipeline(
+            data,
+            section["template"],
             tokenizer,
-            Lengths(**data["lengths"]),
             batch_size=1,
             seed=config["seed"],
-            weights=data.get("weights"),
-            overlong=data.get("overlong", "drop"),
             max_bad_fraction=config.get("max_bad_fraction", 1e-3),
             generating=name not in config["stages"],
         )
@@ -67,7 +60,7 @@ def check_data(config: dict, out: Path) -> bool:
 def _said(check: SourceCheck) -> str:
     lines = [check.counts(), *check.notices]
     rows = check.length_rows()
-    lines.append(table(LENGTH_HEAD, rows, [], align="<>>>>>"))
+    lines.append(text_table(LENGTH_HEAD, rows, [], align="<>>>>>"))
     lines += [f"record {e['row']} ({e['id']}): {e['reason']}" for e in check.bad[:5]]
     lines += [f"and {len(check.bad) - 5:,} more"] if len(check.bad) > 5 else []
     return "\n  ".join("\n".join(lines).splitlines())

@@ -27,6 +27,14 @@ def resolve(config: ConfigDict) -> dict:
       ValueError: all keys that nothing reads, values that a user has yet to give (empty), and
         settings that contradict each other, at once.
     """
+    plain, problems = check(config)
+    if problems:
+        raise ValueError(f"{len(problems)} problems in the config:\n  " + "\n  ".join(problems))
+    return plain
+
+
+def check(config: ConfigDict) -> tuple[dict, list[str]]:
+    """(plain nested values, what is wrong with them, see `resolve`)."""
     plain = _plain(config.to_dict())
     problems = _unknown("", plain, [*TOP, *plain.get("stages", ())])
     problems += [
@@ -47,9 +55,7 @@ def resolve(config: ConfigDict) -> dict:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):
         problems += _questions_problems("test", plain["test"])
-    if problems:
-        raise ValueError(f"{len(problems)} problems in the config:\n  " + "\n  ".join(problems))
-    return plain
+    return plain, problems
 
 
 def data_sections(config: dict) -> dict[str, dict]:

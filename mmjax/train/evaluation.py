@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +12,9 @@ from mmjax.evaluate.accuracy import Accuracy, score
 from mmjax.evaluate.runner import Prediction, predict
 from mmjax.generate.greedy import GreedySettings, make_greedy
 from mmjax.nn.param import Params
+from mmjax.parallel.distributed import gather
 from mmjax.systems.system import System
 from mmjax.train.build import Run
-from mmjax.train.report import note_bad
 from mmjax.train.tower import Tower
 
 
@@ -26,12 +25,14 @@ def evaluate(
     features: FeatureStore | None,
     *,
     without_picture: bool = False,
-    workdir: Path | None = None,
-) -> tuple[Accuracy, list[Prediction]]:
+) -> tuple[Accuracy, list[Prediction], list[dict]]:
     """Asks every question of an ``eval`` or ``test`` section: greedy answers, exact match.
 
     ``without_picture`` hands the model zeros in place of what it would see: what remains is
-      guessing. Records that cannot be used are listed in ``workdir``.
+    guessing.
+
+    Returns:
+      (accuracy, predictions, the records that cannot be used and are not scored).
     """
     size = section["batch_size"]
     pipeline = run.pipeline(
@@ -47,15 +48,12 @@ def evaluate(
     batches = pipeline.epoch(size)
     if without_picture:
         batches = ((_blank(batch), examples) for batch, examples in batches)
-    predictions = list(predict(generate, params, batches, tokenizer, mesh=run.mesh))
-    if pipeline.quarantine:
-        print(
-            f"{len(pipeline.quarantine)} records cannot be used and are not scored, "
-            f"e.g. {pipeline.quarantine[0]}"
-        )
-        if workdir is not None:
-            note_bad(workdir, pipeline.quarantine)
-    return score(predictions), predictions
+    predictions = list(
+        predict(generate, params, batches, pipeline.source, tokenizer, mesh=run.mesh)
+    )
+    if bad := gather(pipeline.quarantine):
+        print(f"{len(bad)} records cannot be used and are not scored, e.g. {bad[0]}")
+    return score(predictions), predictions, bad
 
 
 def question_section(config: dict, stage: str) -> dict:

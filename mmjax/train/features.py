@@ -1,20 +1,18 @@
 """The frozen tower's features of all pictures that a config uses: computed once, kept on disk."""
 
 import itertools
-import shutil
-import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 
 from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
 from mmjax.data.images import clip_preprocess, load_image
 from mmjax.data.sources import make_source
 from mmjax.nn.param import Params, specs
+from mmjax.parallel.distributed import first_says, story_folder, wait_for_all
 from mmjax.parallel.mesh import make_mesh
-from mmjax.parallel.sharding import resolve
+from mmjax.parallel.sharding import place, resolve
 from mmjax.systems.registry import make_system
 from mmjax.train.build import Run, weight_sources
 from mmjax.train.config import data_sections
@@ -40,7 +38,7 @@ def picture_features(run: Run, workdir: Path) -> FeatureStore | None:
         return None
     tower = Tower(run.system, run.mesh, run.config)
     folder = Path(workdir) / "features" if where == "once" else Path(where)
-    if where == "once" and not folder.exists():
+    if where == "once" and first_says(not folder.exists()):
         _compute(tower, run.params, run.config, folder)
     store = FeatureStore(folder)
     store.check(_fingerprint(tower, run.params, run.config))
@@ -80,7 +78,7 @@ def _load_tower(tower: Tower, config: dict) -> Params:
     dtype = jnp.dtype(config["frozen_dtype"])
 
     def put(path: str, array) -> jax.Array | None:
-        return jax.device_put(array.astype(dtype), shardings[path]) if path in wanted else None
+        return place(array, shardings[path], dtype) if path in wanted else None
 
     parts = {
         module: where
@@ -115,13 +113,12 @@ def _compute(tower: Tower, params: Params, config: dict, folder: Path) -> None:
         for data in _data(config).values()
     ]
     # Every process runs the tower, which may be spread over all of them; the first one writes.
-    is_writer = jax.process_index() == 0
-    target = folder if is_writer else Path(tempfile.mkdtemp()) / "features"
-    writer = FeatureWriter(
-        target, fingerprint=_fingerprint(tower, params, config), made_by=_made_by(tower)
-    )
     print(f"Computing the frozen tower's features of all pictures, once: {folder}", flush=True)
-    with writer:
+    fingerprint, made_by = _fingerprint(tower, params, config), _made_by(tower)
+    with (
+        story_folder(folder.parent) as story,
+        FeatureWriter(story / folder.name, fingerprint=fingerprint, made_by=made_by) as writer,
+    ):
         compute_features(
             itertools.chain.from_iterable(media_of(source) for source in sources),
             lambda item: clip_preprocess(load_image(item), size),
@@ -129,10 +126,7 @@ def _compute(tower: Tower, params: Params, config: dict, folder: Path) -> None:
             writer,
             batch_size=tower.batch_size,
         )
-    if not is_writer:
-        shutil.rmtree(target.parent)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("features are written")
+    wait_for_all("the features")
 
 
 def _fingerprint(tower: Tower, params: Params, config: dict) -> dict[str, str]:

@@ -24,7 +24,15 @@ from mmjax.data.pipeline import Pipeline, describe
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
-from mmjax.parallel.sharding import put_rows
+from mmjax.parallel.distributed import (
+    fetch,
+    first_says,
+    gather,
+    is_first,
+    story_folder,
+    wait_for_all,
+)
+from mmjax.parallel.sharding import place, put_rows, replicated
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate
@@ -32,16 +40,16 @@ from mmjax.train.features import picture_features
 from mmjax.train.interrupt import Interruption
 from mmjax.train.metrics import Meter, MetricsWriter, Progress, tree_bytes
 from mmjax.train.optim import OptimizerConfig, Schedule, Selection, learning_rate, make_optimizer
+from mmjax.train.quarantine import BadSamples
 from mmjax.train.report import (
     accuracy_table,
-    note_bad,
     parameter_table,
     params_hash,
     picture_of,
     plot_curves,
     write_samples,
 )
-from mmjax.train.state import TrainState
+from mmjax.train.state import TrainState, state_shardings
 from mmjax.train.step import Step, jit_step, make_step
 from mmjax.train.tower import Tower
 
@@ -67,24 +75,40 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
     """
     workdir = Path(workdir).resolve()
     _check_claim(workdir, config)
+    with story_folder(workdir) as story:
+        return _train(config, workdir, story)
+
+
+def _train(config: dict, workdir: Path, story: Path) -> dict[str, float]:
+    """`train`; what people read goes to ``story``."""
     run = build(config)
     _claim(workdir, config)
-    run.tokenizer.save(workdir / "tokenizer")
+    run.tokenizer.save(story / "tokenizer")
     with (
-        MetricsWriter(workdir) as writer,
+        MetricsWriter(story) as writer,
         Interruption().watch() as interruption,
         jax.set_mesh(run.mesh),
     ):
+        bad_samples = BadSamples(story)
         features = picture_features(run, workdir)
         params = run.params
         for index, name in enumerate(config["stages"]):
-            directory = str(stage_directory(workdir, name))
             stage = _Stage(
-                run, name, index, config[name], directory, writer, features, interruption
+                run,
+                name,
+                index,
+                config[name],
+                directory=str(stage_directory(workdir, name)),
+                writer=writer,
+                bad_samples=bad_samples,
+                features=features,
+                interruption=interruption,
             )
             params = _train_stage(stage, params)
-        final = _test(run, params, workdir, writer, features) if config.get("test") else {}
-    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        final = _test(run, params, writer, bad_samples, features) if config.get("test") else {}
+    if is_first():  # the others' files lack what was measured before a restart
+        plot_curves(story / "metrics.jsonl", story / "curves.png")
+    wait_for_all("the end of the run")
     print(
         f"\nThe run is in {workdir}: curves.png, metrics.jsonl"
         + (", samples.html" if final else "")
@@ -114,12 +138,9 @@ class _Stage:
     config: dict
     directory: str
     writer: MetricsWriter
+    bad_samples: BadSamples
     features: FeatureStore | None
     interruption: Interruption
-
-    @property
-    def workdir(self) -> Path:
-        return Path(self.directory).parents[1]
 
     def is_due(self, what: str, step: int) -> bool:
         """``what``: log, save or eval."""
@@ -140,9 +161,7 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
         if first == steps:
             print(f"\nStage {stage.name} is done: {steps} steps, in {stage.directory}")
             trained, _ = read_trainable(stage.directory, steps)
-            params = params | {
-                path: jax.device_put(x, params[path].sharding) for path, x in trained.items()
-            }
+            params = params | {path: place(x, params[path].sharding) for path, x in trained.items()}
             _evaluate_if_missed(stage, params, steps)
             return params
         selection = run.selection(stage.name)
@@ -165,6 +184,7 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
         )
         stage.writer.truncate_after(stage.index, first)
         meta, rate = {"since_log": []}, learning_rate(settings, steps)
+        pipeline.recall(stage.bad_samples.recall(stage.name, first))
         try:
             _introduce(stage, selection, state, frozen, pipeline)
             if first:
@@ -174,10 +194,11 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
             meter = Meter(meta["since_log"])
             state = _steps(stage, state, frozen, step_fn, pipeline, checkpointer, meter, rate)
             checkpointer.wait()
-        finally:  # also when there are too many
-            note_bad(stage.workdir, pipeline.quarantine)
+        except ValueError:  # there may be too many: then all of them are worth a look
+            stage.bad_samples.note(stage.name, steps, pipeline.quarantine)
+            raise
     params = frozen | state.trainable
-    print(f"\nparameters after stage {stage.name} {params_hash(state.trainable)[:16]}")
+    print(f"\nhash of the parameters after stage {stage.name}: {params_hash(state.trainable)[:16]}")
     return params
 
 
@@ -204,7 +225,9 @@ def _steps(
                     batch = next(batches)
                 seen = see(frozen | state.trainable, put_rows(batch, run.mesh))
                 state, metrics = step_fn(state, frozen, seen)
-                meter.add(metrics, samples=config["batch_size"], tokens=_num_tokens(batch))
+                share = config["batch_size"] / len(batch.row_id)  # other processes' are as long
+                tokens = round(share * _num_tokens(batch))
+                meter.add(metrics, samples=config["batch_size"], tokens=tokens)
                 values = None
                 if stage.is_due("log", step):
                     values = _log(stage, meter, state, rate, pipeline)
@@ -213,8 +236,8 @@ def _steps(
                 stops = stage.interruption.requested()
                 if stage.is_due("save", step) or stops:
                     with meter.paused():
+                        stage.bad_samples.note(stage.name, step, gather(pipeline.quarantine))
                         _save(checkpointer, step, state, stage, meter)
-                        note_bad(stage.workdir, pipeline.quarantine)
             if stops:
                 progress.say(f"{stage.name} is saved at step {step}; the same command goes on")
                 stage.interruption.stop()
@@ -230,7 +253,8 @@ def _log(
     """Writes a line of metrics; the learning rate is that of the last step that counted."""
     step, skipped = int(state.step), int(state.bad_steps)
     values = meter.read() | {"learning_rate": float(rate(max(step - skipped - 1, 0)))}
-    values |= {"skipped_steps": skipped, "bad_samples": len(pipeline.quarantine)}
+    bad = stage.bad_samples.note(stage.name, step, gather(pipeline.quarantine))
+    values |= {"skipped_steps": skipped, "bad_samples": bad}
     stage.writer.write(values, stage_index=stage.index, stage=stage.name, step=step)
     return values
 
@@ -240,7 +264,7 @@ def _evaluate_if_missed(stage: _Stage, params: Params, step: int) -> None:
     done = [
         (line["stage_index"], line["step"]) for line in stage.writer.records() if _EVALUATED in line
     ]
-    if stage.is_due("eval", step) and (stage.index, step) not in done:
+    if first_says(stage.is_due("eval", step) and (stage.index, step) not in done):
         print(_evaluate(stage, params, step))
 
 
@@ -252,9 +276,8 @@ def _frozen_tower(run: Run, frozen: Params) -> Callable[[Params, Batch], Batch]:
 
 def _evaluate(stage: _Stage, params: Params, step: int) -> str:
     """On questions about training pictures that were held out; returns a line for the terminal."""
-    accuracy, _ = evaluate(
-        stage.run, params, stage.config["eval"], stage.features, workdir=stage.workdir
-    )
+    accuracy, _, bad = evaluate(stage.run, params, stage.config["eval"], stage.features)
+    stage.bad_samples.note(f"{stage.name}.eval", step, bad)
     stage.writer.write(
         accuracy.metrics("dev"), stage_index=stage.index, stage=stage.name, step=step
     )
@@ -267,19 +290,10 @@ def _evaluate(stage: _Stage, params: Params, step: int) -> str:
 
 def _start(trainable: Params, optimizer, mesh: jax.sharding.Mesh) -> TrainState:
     """The state before step 1, optimizer moments sharded as their parameters."""
+    start = lambda params: TrainState.start(params, optimizer)  # noqa: E731
     shardings = {path: x.sharding for path, x in trainable.items()}
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    abstract = jax.eval_shape(lambda params: TrainState.start(params, optimizer), trainable)
-
-    def sharding(path, _) -> jax.sharding.Sharding:
-        return next(
-            (shardings[key.key] for key in path if getattr(key, "key", None) in shardings), whole
-        )
-
-    out = jax.tree_util.tree_map_with_path(sharding, abstract)
-    return jax.jit(
-        lambda params: TrainState.start(params, optimizer), out_shardings=out, donate_argnums=0
-    )(trainable)
+    out = state_shardings(jax.eval_shape(start, trainable), shardings, replicated(mesh))
+    return jax.jit(start, out_shardings=out, donate_argnums=0)(trainable)
 
 
 def _introduce(
@@ -292,10 +306,14 @@ def _introduce(
     print(parameter_table(stage.run.specs, selection, dtypes, tree_bytes(state.opt_state)))
     for notice in getattr(pipeline.source, "notices", ()):
         print(f"\n{pipeline.source.name}: {notice}")
-    batch = pipeline.batch_at(0)
+    batch = jax.tree.map(fetch, put_rows(pipeline.batch_at(0), stage.run.mesh))
     print("\nOne sample, the predicted tokens in brackets:\n")
     print(describe(batch, 0, stage.run.tokenizer))
-    print(f"\ndata {_batch_hash(batch)}  parameters {params_hash(state.trainable)[:16]}\n")
+    order = pipeline.order_hash(stage.config["steps"])
+    print(
+        f"\nhashes: first batch {_batch_hash(batch)}  data order {order}  "
+        f"parameters {params_hash(state.trainable)[:16]}\n"
+    )
 
 
 def _restore(checkpointer: Checkpointer, state: TrainState) -> tuple[TrainState, dict]:
@@ -332,18 +350,25 @@ def _save(
 
 
 def _test(
-    run: Run, params: Params, workdir: Path, writer: MetricsWriter, features: FeatureStore | None
+    run: Run,
+    params: Params,
+    writer: MetricsWriter,
+    bad_samples: BadSamples,
+    features: FeatureStore | None,
 ) -> dict[str, float]:
     """The held-out questions, all of them: the table, and a page of samples."""
     section, stages = run.config["test"], run.config["stages"]
-    accuracy, predictions = evaluate(run, params, section, features, workdir=workdir)
+    accuracy, predictions, bad = evaluate(run, params, section, features)
     metrics, steps = accuracy.metrics("eval"), run.config[stages[-1]]["steps"]
+    bad_samples.note("test", steps, bad)
     writer.truncate_after(len(stages) - 1, steps)
     writer.write(metrics, stage_index=len(stages), stage="test", step=steps)
     print(f"\nHeld-out questions ({section['data']['source']}, {section['data']['split']})\n")
     print(accuracy_table(accuracy.kinds))
     shown = predictions[:: max(1, len(predictions) // 60)]
-    write_samples(workdir / "samples.html", [_sample(prediction) for prediction in shown])
+    write_samples(
+        writer.path.with_name("samples.html"), [_sample(prediction) for prediction in shown]
+    )
     return metrics
 
 
@@ -382,7 +407,7 @@ def _batch_hash(batch: Batch) -> str:
 
 
 def _check_claim(workdir: Path, config: Mapping) -> None:
-    """Refuses the directory of a run with another config, or of something else."""
+    """Refuses the directory of a run with another config."""
     file = workdir / "config.json"
     if not file.is_file():
         return
@@ -397,10 +422,18 @@ def _check_claim(workdir: Path, config: Mapping) -> None:
 
 def _claim(workdir: Path, config: Mapping) -> None:
     """Writes ``config.json``, once everything that the config names has been found to fit."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, workdir / "config.json")
+    file = workdir / "config.json"
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name("config.json.partial")
+        partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        os.replace(partial, file)
+    wait_for_all("config.json")
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"process {jax.process_index()} does not see {file}, which the first process wrote: "
+            "give a --workdir that all processes share"
+        )
 
 
 def _flat(value, prefix: str = "") -> dict:

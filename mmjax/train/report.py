@@ -4,14 +4,12 @@ import base64
 import hashlib
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from PIL import Image
 
 from mmjax.data.check import LENGTH_HEAD, CheckedSample, SourceCheck
@@ -19,6 +17,7 @@ from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.images import load_image
 from mmjax.data.pipeline import Word
 from mmjax.nn.param import ParamSpec
+from mmjax.parallel.distributed import fetch
 from mmjax.train.metrics import human, human_bytes, read_metrics
 from mmjax.train.optim import Selection
 
@@ -58,7 +57,7 @@ def parameter_table(
     total_bytes = sum(specs[path].size * dtypes[path].itemsize for path in specs)
     trained = sum(specs[path].size for path in specs if path in trainable)
     everything = sum(spec.size for spec in specs.values())
-    lines = table(
+    table = text_table(
         ["module", "trained", "frozen", "memory", "dtype"],
         [row(name, paths) for name, paths in modules.items()],
         [
@@ -69,10 +68,10 @@ def parameter_table(
         align="<>>><",
     )
     share = f"{trained:,} of {everything:,} parameters train ({100 * trained / everything:.3g} %)"
-    return f"{lines}\n{share}"
+    return f"{table}\n{share}"
 
 
-def table(
+def text_table(
     head: Sequence[str], body: Sequence[Sequence[str]], foot: Sequence[Sequence[str]], *, align: str
 ) -> str:
     """Columns two spaces apart, rules around ``body``; ``align``: ``<`` or ``>`` per column."""
@@ -87,15 +86,6 @@ def table(
     return "\n".join([lines[0], rule, *lines[1:cut], *([rule] if foot else []), *lines[cut:]])
 
 
-def note_bad(workdir: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Adds bad records (`Pipeline.quarantine`) to ``bad_samples.jsonl``, each once."""
-    file = Path(workdir) / "bad_samples.jsonl"
-    known = set(file.read_text().splitlines()) if file.exists() else set()
-    lines = dict.fromkeys(json.dumps(record) for record in records)
-    with file.open("a") as out:
-        out.writelines(f"{line}\n" for line in lines if line not in known)
-
-
 def params_hash(params: Mapping[str, jax.Array]) -> str:
     """SHA-256 over path, dtype, shape and bytes of every parameter; the same on any mesh.
 
@@ -103,9 +93,7 @@ def params_hash(params: Mapping[str, jax.Array]) -> str:
     """
     digest = hashlib.sha256()
     for path, value in sorted(params.items()):
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
-        array = np.asarray(value)
+        array = fetch(value)
         digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -120,7 +108,7 @@ def accuracy_table(per_kind: Mapping[str, tuple[int, int]]) -> str:
     measured = [correct / count for correct, count in per_kind.values() if count]
     mean = f"{100 * sum(measured) / len(measured):.2f}" if measured else "-"
     totals = [sum(column) for column in zip(*per_kind.values(), strict=True)] or [0, 0]
-    return table(
+    return text_table(
         ["kind", "correct", "count", "accuracy %"],
         [row(kind, *per_kind[kind]) for kind in sorted(per_kind)],
         [["mean of kinds", "", "", mean], row("overall", *totals)],

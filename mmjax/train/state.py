@@ -2,10 +2,12 @@
 optimizer's state."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Sharding
 
 from mmjax.nn.param import Params
 
@@ -33,3 +35,17 @@ class TrainState:
     def start(cls, trainable: Params, optimizer: optax.GradientTransformation) -> "TrainState":
         counters = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers: each is donated
         return cls(counters[0], trainable, optimizer.init(trainable), *counters[1:])
+
+
+def state_shardings(
+    abstract: TrainState, shardings: Mapping[str, Sharding], whole: Sharding
+) -> TrainState:
+    """Where every leaf of a state lives: optimizer moments with their parameters, counters
+    ``whole``."""
+
+    def sharding(path, _) -> Sharding:
+        return next(
+            (shardings[key.key] for key in path if getattr(key, "key", None) in shardings), whole
+        )
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mmjax.data.batch import Batch
 from mmjax.nn.param import Params, merge, specs
-from mmjax.parallel.sharding import num_row_shards, put_rows, rows_sharding
+from mmjax.parallel.distributed import fetch
+from mmjax.parallel.sharding import num_row_shards, place, rows_sharding
 from mmjax.systems.system import System
 
 
@@ -53,12 +53,7 @@ class Tower:
 
     def features(self, params: Params, frames: np.ndarray) -> np.ndarray:
         """uint8[batch_size H W 3] -> [batch_size ...]; every process calls it with the same."""
-        share = len(frames) // jax.process_count()
-        first = jax.process_index() * share
-        made = self._features(params, put_rows(frames[first : first + share], self.mesh))
-        if jax.process_count() == 1:
-            return np.asarray(made)
-        return np.asarray(multihost_utils.process_allgather(made, tiled=True))
+        return fetch(self._features(params, place(frames, rows_sharding(self.mesh))))
 
     def row_shape(self, params: Params, image_size: int) -> tuple[int, ...]:
         """Of one picture's features."""

@@ -162,7 +162,7 @@ def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path)
     pictures = [example(number, tmp_path / f"{number}.png") for number in range(3)]
     with pytest.raises(
         ValueError,
-        match=r"more than 1 of 3 records cannot be used(?s:.*)record 0 \(example 0\): .*0.png",
+        match=r"more than 1 of 3 records cannot be used(?s:.*)record \d \(example \d\): .*\d.png",
     ):
         make(listed(pictures), tokenizer).batch_at(0)
 
@@ -177,20 +177,34 @@ def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path)
     assert len(tolerant.quarantine) == 200
 
 
-def test_epoch_in_order_with_a_padded_end(example, source, tokenizer, tmp_path):
-    source.examples[2] = example(2, tmp_path / "missing.png")
-    source.examples[11] = example(11, tmp_path / "missing.png")
+def test_epoch_in_order_copies_in_place_of_bad_records(example, source, tokenizer, tmp_path):
+    for bad in (2, 8, 9, 10, 11):
+        source.examples[bad] = example(bad, tmp_path / "missing.png")
+    source.examples += [example(n, source.examples[0].media[0].data) for n in (12, 13)]
     pipeline = make(source, tokenizer, seed=7)
     batches = list(pipeline.epoch(4))
-    assert [row and row.id for _, rows in batches for row in rows] == [
-        f"example {number}" for number in (0, 1, 3, 4, 5, 6, 7, 8, 9, 10)
-    ] + [None, None]
+    names = [row and row.id for _, rows in batches for row in rows]
+    expected = [0, 1, None, 3, 4, 5, 6, 7, None, None, None, None, 12, 13, None, None]
+    assert names == [None if number is None else f"example {number}" for number in expected]
     assert np.concatenate([batch.row_id for batch, _ in batches]).tolist() == [
-        0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10,
+        0, 1, 3, 3, 4, 5, 6, 7, 7, 7, 7, 7, 12, 13, 13, 13,
     ]  # fmt: skip
-    last = batches[-1][0]
-    np.testing.assert_array_equal(last.frames[3], last.frames[1])
-    assert sorted(entry["row"] for entry in pipeline.quarantine) == [2, 11]
+    first = batches[0][0]
+    np.testing.assert_array_equal(first.frames[2], first.frames[3])
+    assert sorted(entry["row"] for entry in pipeline.quarantine) == [2, 8, 9, 10, 11]
+
+
+def test_hosts_share_an_epoch(example, source, tokenizer, tmp_path):
+    """Each record once, equally many batches, though one host's first share is all bad."""
+    for bad in (0, 1):
+        source.examples[bad] = example(bad, tmp_path / "missing.png")
+    whole = list(make(source, tokenizer).epoch(8))
+    parts = [list(make(source, tokenizer, host=(index, 4)).epoch(8)) for index in range(4)]
+    assert [len(part) for part in parts] == [len(whole)] * 4
+    for number, (_, examples) in enumerate(whole):
+        assert [row for part in parts for row in part[number][1]] == examples
+    read = [row for part in parts for _, rows in part for row in rows if row]
+    assert len(read) == len(source) - 2
 
 
 def test_epoch_generating_needs_no_answers(listed, source, tokenizer):

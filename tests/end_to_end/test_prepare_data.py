@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from end_to_end.conftest import ROOT, short_config
+from end_to_end.conftest import short_config
+from end_to_end.short import ROOT
 from end_to_end.test_scripts import call
 from PIL import Image
 

@@ -80,15 +80,15 @@ def test_the_run_directory_tells_the_story(finished):
 
 
 def test_stopped_twice_and_started_again_ends_the_same(finished, tmp_path, monkeypatch):
-    put_rows, calls = loop.put_rows, []
+    num_tokens, calls = loop._num_tokens, []
 
-    def stops(batch, mesh):
+    def stops(batch):  # called once in each step
         calls.append(1)
         if len(calls) in (4, 4 + 2 + 4):  # in align's step 4, then in instruct's
             raise KeyboardInterrupt
-        return put_rows(batch, mesh)
+        return num_tokens(batch)
 
-    monkeypatch.setattr(loop, "put_rows", stops)
+    monkeypatch.setattr(loop, "_num_tokens", stops)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             loop.train(short_config(), tmp_path)
@@ -109,10 +109,10 @@ def test_stored_features_are_those_of_the_tower_in_the_step(finished):
     section = question_section(run.config, stage)
     with jax.set_mesh(run.mesh):
         features = picture_features(run, finished.workdir)
-        stored, with_stored = evaluate(run, run.params, section, features)
-        _, with_frames = evaluate(run, run.params, section, None)
-        _, blind = evaluate(run, run.params, section, features, without_picture=True)
-        _, unaided = evaluate(run, run.params, question_section(run.config, "align"), features)
+        stored, with_stored, _ = evaluate(run, run.params, section, features)
+        _, with_frames, _ = evaluate(run, run.params, section, None)
+        _, blind, _ = evaluate(run, run.params, section, features, without_picture=True)
+        _, unaided, _ = evaluate(run, run.params, question_section(run.config, "align"), features)
     assert stored.overall == finished.metrics["eval/accuracy"], "load_run is not what was trained"
     assert [p.answer for p in with_stored] == [p.answer for p in with_frames]
     assert len(blind) == len(unaided) == len(with_stored) == 32
