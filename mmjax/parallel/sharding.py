@@ -76,8 +76,9 @@ def resolve(
         shardings[path] = NamedSharding(mesh, P(*(_entry(cut) for cut in cuts)))
     if problems:
         raise ValueError(
-            f"preset {preset!r} on the mesh {dict(mesh.shape)} cannot place {len(problems)} "
-            "parameters; choose other mesh sizes or another preset:\n  " + "\n  ".join(problems)
+            f"{len(problems)} problems in placing the parameters by preset {preset!r} on the mesh "
+            f"{dict(mesh.shape)}; choose other mesh sizes or another preset:\n  "
+            + "\n  ".join(problems)
         )
     return shardings
 
