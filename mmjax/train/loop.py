@@ -26,8 +26,8 @@ from mmjax.data.pipeline import Pipeline, describe
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
-from mmjax.parallel.distributed import fetch, gather, is_first, story_folder, wait_for_all
-from mmjax.parallel.sharding import place, put_rows, replicated
+from mmjax.parallel.distributed import gather, is_first, story_folder, wait_for_all
+from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate, picture_features
@@ -232,7 +232,7 @@ def _introduce(
     dtypes = {path: x.dtype for path, x in (frozen | state.trainable).items()}
     print(f"\nStage {stage.name}\n")
     print(parameter_table(stage.run.specs, selection, dtypes, tree_bytes(state.opt_state)))
-    batch = jax.tree.map(fetch, put_rows(pipeline.batch_at(0), stage.run.mesh))
+    batch = gather_rows(pipeline.batch_at(0), stage.run.mesh)
     print("\nOne sample, the predicted tokens in brackets:\n")
     print(describe(batch, 0, stage.run.tokenizer))
     print(f"\ndata {_batch_hash(batch)}  parameters {params_hash(state.trainable)[:16]}\n")
