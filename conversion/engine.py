@@ -334,7 +334,13 @@ def plan_weights(
         if not below:
             raise ConversionError(str(where), [f"the model has no parameters below {module!r}"])
         table, source = _weights(locate(where), module, below)
-        chosen.append((table, dataclasses.replace(source, name=f"{module or 'all'} from {where}")))
+        name, part = (
+            f"{module or 'all'} from {where}",
+            f"the part {module!r}" if module else "the model",
+        )
+        if not any(table.fills(path) for path in below):
+            raise ConversionError(name, [f"it holds another network than {part}"])
+        chosen.append((table, dataclasses.replace(source, name=name)))
         wanted |= below
     return plan(*together(chosen), wanted, dtype=dtype)
 
@@ -353,11 +359,7 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
     if not is_imported(folder):
         source = read(folder, pickles=False)
         network = network_of(source.config, folder)
-        table = NETWORKS[network].table.under(path_prefix=prefix)
-        if not any(table.fills(path) for path in below):
-            part = f"the part {module!r}" if module else "the whole model"
-            raise ConversionError(str(folder), [f"it is a {network}, which {part} is not"])
-        return table, source
+        return NETWORKS[network].table.under(path_prefix=prefix), source
     source = read_imported(folder)
     if (system := source.config["system"]) in NETWORKS:
         source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init

@@ -8,6 +8,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from mmjax.parallel.distributed import fetch
+
 ROWS = ("data", "fsdp")  # what the rows of a batch are spread over, in every preset
 
 # Logical names of parameters: one that is not here is an error. None = whole along that dimension.
@@ -76,8 +78,9 @@ def resolve(
         shardings[path] = NamedSharding(mesh, P(*(_entry(cut) for cut in cuts)))
     if problems:
         raise ValueError(
-            f"preset {preset!r} on the mesh {dict(mesh.shape)} cannot place {len(problems)} "
-            "parameters; choose other mesh sizes or another preset:\n  " + "\n  ".join(problems)
+            f"{len(problems)} problems in placing the parameters by preset {preset!r} on the mesh "
+            f"{dict(mesh.shape)}; choose other mesh sizes or another preset:\n  "
+            + "\n  ".join(problems)
         )
     return shardings
 
@@ -204,3 +207,11 @@ def put_rows(batch, mesh: Mesh):
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def gather_rows(batch, mesh: Mesh):
+    """All processes' rows, as numpy arrays in each; the inverse of the split that `put_rows`
+    spreads."""
+    if jax.process_count() == 1:
+        return batch
+    return jax.tree.map(fetch, put_rows(batch, mesh))

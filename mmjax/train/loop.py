@@ -24,15 +24,8 @@ from mmjax.data.pipeline import Pipeline, describe
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
-from mmjax.parallel.distributed import (
-    fetch,
-    first_says,
-    gather,
-    is_first,
-    story_folder,
-    wait_for_all,
-)
-from mmjax.parallel.sharding import place, put_rows, replicated
+from mmjax.parallel.distributed import first_says, gather, is_first, story_folder, wait_for_all
+from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
 from mmjax.train.build import Run, build, stage_directory
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate
@@ -306,7 +299,7 @@ def _introduce(
     print(parameter_table(stage.run.specs, selection, dtypes, tree_bytes(state.opt_state)))
     for notice in getattr(pipeline.source, "notices", ()):
         print(f"\n{pipeline.source.name}: {notice}")
-    batch = jax.tree.map(fetch, put_rows(pipeline.batch_at(0), stage.run.mesh))
+    batch = gather_rows(pipeline.batch_at(0), stage.run.mesh)
     print("\nOne sample, the predicted tokens in brackets:\n")
     print(describe(batch, 0, stage.run.tokenizer))
     order = pipeline.order_hash(stage.config["steps"])

@@ -7,7 +7,8 @@ batch        exact: the rows of the device
 gathered     the largest parameter outside of the stacks, which is whole while it is used
 activations  an estimate: the largest sum of values alive at once when the device's rows of one
              slice go forth and back, with one layer's weights among them; elementwise results that
-             are read once are taken as fused, nothing else is, and tensor as 1
+             are read once are taken as fused, nothing else is, and tensor as 1. Both stages of the
+             tiny LMEye came out at 97 to 123 % of what XLA reserves on a CPU, with remat or without
 
 Not counted: buffers of collectives, kernels' workspace, generation's caches, fragmentation.
 """

@@ -109,10 +109,14 @@ def _mesh_line(mesh: AbstractMesh, preset: str, devices: int) -> str:
     return line + f" ({devices} {jax.default_backend()} here)"
 
 
+def _mesh_of(shardings: Mapping[str, NamedSharding]) -> AbstractMesh:
+    return next(iter(shardings.values())).mesh
+
+
 def _check_split(
     report: Report, wanted: Mapping[str, ParamSpec], shardings: Mapping[str, NamedSharding]
 ) -> None:
-    mesh = next(iter(shardings.values())).mesh
+    mesh = _mesh_of(shardings)
     whole = [
         path
         for path, spec in wanted.items()
@@ -150,9 +154,17 @@ class _Stage:
         }
         state = jax.eval_shape(optimizer.init, trained)
         moments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        rows = section["batch_size"] // section["accumulation"]
+        head = f"Stage {self.name}: {section['steps']} steps of {section['batch_size']} rows"
+        if section["accumulation"] > 1:
+            head += f", read in slices of {rows}"
+        if self.shardings and rows % (shards := num_row_shards(_mesh_of(self.shardings))):
+            head += (
+                f"\nSlices of {rows} rows leave devices idle, rows lie on data x fsdp = {shards}: "
+                f"lower --config.{self.name}.accumulation"
+            )
         lines = [
-            f"Stage {self.name}: {section['steps']} steps of {section['batch_size']} rows in "
-            f"{section['accumulation']} slices\n",
+            head + "\n",
             parameter_table(self.wanted, selection, self.dtypes, moments),
         ]
         if self.shardings:

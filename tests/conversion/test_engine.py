@@ -243,7 +243,7 @@ def test_load_weights_takes_imported_checkpoints(lmeye, llama_folder, clip_folde
 
 
 def test_load_weights_names_the_part_that_does_not_fit(lmeye, llama_folder, clip_folder):
-    with pytest.raises(ConversionError, match="it is a clip, which the part 'language' is not"):
+    with pytest.raises(ConversionError, match="it holds another network than the part 'language'"):
         load_weights({"language": clip_folder, "clip": clip_folder}, lmeye)
     with pytest.raises(ConversionError, match="no parameters below 'tower'"):
         load_weights({"tower": clip_folder}, lmeye)
