@@ -27,6 +27,7 @@ from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
 from mmjax.parallel.sharding import put_rows
 from mmjax.train.build import Run, build, stage_directory
+from mmjax.train.check import open_sources
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate
 from mmjax.train.features import picture_features
@@ -58,11 +59,12 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
       The final test's metrics; empty where the config has no ``test`` section.
 
     Raises:
-      ValueError: ``workdir`` belongs to a run with another config, or the config does not fit
-        together.
+      ValueError: ``workdir`` belongs to a run with another config, the config does not fit
+        together, a source has bad records, or too many pictures or rows cannot be used.
       FloatingPointError: too many steps in a row had a loss or gradients that were not finite.
     """
     workdir = Path(workdir).resolve()
+    open_sources(config)
     _claim(workdir, config)
     run = build(config)
     run.tokenizer.save(workdir / "tokenizer")
