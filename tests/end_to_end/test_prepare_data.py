@@ -77,18 +77,15 @@ def test_bad_lines_of_a_late_stage_stop_the_run_before_it_starts(rows, tmp_path)
 
 
 def test_the_script(tmp_path):
-    """Exit codes, and errors without a traceback."""
+    """Options within names, exit codes, and errors without a traceback."""
     config = f"--config={ROOT / 'configs' / 'lmeye.py'}"
-    script, few = "scripts/prepare_data.py", "easy-vqa?limit=50&task=caption"
+    few = "easy-vqa?limit=50&task=caption"
     sources = [
         f"--config.align.data.source={few}",
         "--config.align.eval.data.source=easy-vqa?limit=50",
         "--config.instruct.data.source=jsonl:nowhere.jsonl",
     ]
-    wrong = call(script, "check", config, *sources, f"--out={tmp_path}")
+    wrong = call("scripts/prepare_data.py", "check", config, *sources, f"--out={tmp_path}")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     assert "align: easy-vqa/train: 50 records" in wrong.stdout
     assert "no such data file: nowhere.jsonl" in wrong.stderr
-    done = call(script, "features", config)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "features needs --out" in done.stderr

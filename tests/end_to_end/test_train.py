@@ -120,14 +120,14 @@ def test_stored_features_are_those_of_the_tower_in_the_step(finished):
 
 def test_pictures_and_stored_features_train_alike_bit_for_bit(tmp_path):
     config = short_config()
-    config["stages"], config["test"] = ["instruct"], {}
-    config["instruct"] |= {"eval_at_end": False, "eval": {}, "steps": 3, "save_every": 0}
+    config["stages"], config["test"] = ["align"], {}
+    config["align"] |= {"eval_at_end": False, "eval": {}, "steps": 3, "save_every": 0}
     prepare_features(config, tmp_path / "features")
     pictures, stored = tmp_path / "pictures", tmp_path / "stored"
     loop.train(config | {"features": "step"}, pictures)
     loop.train(config | {"features": str(tmp_path / "features")}, stored)
     assert losses(stored) == losses(pictures)
-    weights, others = trained(pictures, "instruct"), trained(stored, "instruct")
+    weights, others = trained(pictures, "align"), trained(stored, "align")
     assert weights.keys() == others.keys()
     assert all(np.array_equal(weights[path], others[path]) for path in weights)
 
