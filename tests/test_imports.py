@@ -43,6 +43,7 @@ FOREIGN = {
     "torch": ["conversion", "tests"],
     "transformers": ["mmjax.data.tokenizer", "conversion", "tests"],
     "tensorflow": [],
+    "tensorflow_datasets": ["mmjax.data.sources.tfds", "tests"],
 }
 
 

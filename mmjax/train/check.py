@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmjax.data.check import LENGTH_HEAD, Pictures, SourceCheck, check_source
 from mmjax.data.features import FeatureStore
+from mmjax.data.sources import make_source
 from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.config import data_sections
 from mmjax.train.report import text_table, write_data_page
@@ -55,6 +56,25 @@ def check_data(config: dict, out: Path) -> bool:
         f"See {out / 'check.html'}" + (f" and {out / 'bad.jsonl'}" if bad else "")
     )
     return not wrong
+
+
+def open_sources(config: dict) -> None:
+    """Makes every source of ``config`` once, so that what is wrong with a late stage's data is said
+    before the first one trains.
+
+    Raises:
+      ValueError: sources that do not exist or have bad records, all of them.
+    """
+    problems: dict[str, str] = {}
+    for name, section in data_sections(config).items():
+        data = section["data"]
+        try:
+            make_source(data["source"], data["split"], **data.get("options", {}))
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            problems.setdefault(str(error), name)
+    if problems:
+        said = [f"{name}.data: {message}" for message, name in problems.items()]
+        raise ValueError("the data cannot be used\n" + "\n".join(said))
 
 
 def _said(check: SourceCheck) -> str:

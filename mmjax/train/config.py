@@ -46,11 +46,13 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
         for part, where in plain["weights"].items()
         if not where and part != "all" and not plain["weights"].get("all")
     ]
-    if plain["features"] not in ("once", "step") and not Path(plain["features"]).is_dir():
-        problems.append(
-            f"features is {plain['features']!r}, it must be 'once', 'step' or a folder that "
-            "scripts/prepare_data.py features has made"
-        )
+    if plain["features"] not in ("once", "step"):
+        if not Path(plain["features"]).is_dir():
+            problems.append(
+                f"features is {plain['features']!r}, it must be 'once', 'step' or a folder that "
+                "scripts/prepare_data.py features has made"
+            )
+        plain["features"] = str(Path(plain["features"]).resolve())  # for a later evaluation
     for stage in plain["stages"]:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):

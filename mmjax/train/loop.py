@@ -27,6 +27,7 @@ from mmjax.nn.param import Params
 from mmjax.parallel.distributed import first_says, gather, is_first, story_folder, wait_for_all
 from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
 from mmjax.train.build import Run, build, stage_directory
+from mmjax.train.check import open_sources
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate
 from mmjax.train.features import picture_features
@@ -60,14 +61,15 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
       The final test's metrics; empty where the config has no ``test`` section.
 
     Raises:
-      ValueError: ``workdir`` belongs to a run with another config, or the config does not fit
-        together.
+      ValueError: ``workdir`` belongs to a run with another config, the config does not fit
+        together, a source has bad records, or too many pictures or rows cannot be used.
       FloatingPointError: too many steps in a row had a loss or gradients that were not finite.
       OSError: a checkpoint or a log could not be written.
       Stopped: the process was told to stop (SIGTERM, Ctrl-C); the steps taken are saved.
     """
     workdir = Path(workdir).resolve()
     _check_claim(workdir, config)
+    open_sources(config)
     with story_folder(workdir) as story:
         return _train(config, workdir, story)
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from mmjax.data.images import clip_preprocess, load_image
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.data.sequence import Lengths, Overlong
 from mmjax.data.sources import make_source
-from mmjax.data.templates import LMEyeQuestion, PlainText
+from mmjax.data.templates import LMEyeCaption, LMEyeQuestion, PlainText
 
 TEMPLATE = LMEyeQuestion(100, 101, num_responses=2)
 LENGTHS = Lengths(prefix=10, request=1, target=7)
@@ -162,7 +163,7 @@ def test_too_many_bad_records_stop_the_run(listed, example, tokenizer, tmp_path)
     pictures = [example(number, tmp_path / f"{number}.png") for number in range(3)]
     with pytest.raises(
         ValueError,
-        match=r"more than 1 of 3 records cannot be used(?s:.*)record \d \(example \d\): .*\d.png",
+        match=r"more than 1 of 3 records cannot be used(?s:.*)record 1 \(example 1\): .*1.png",
     ):
         make(listed(pictures), tokenizer).batch_at(0)
 
@@ -231,6 +232,25 @@ def test_features_take_the_place_of_frames(source, tokenizer, tmp_path):
     assert features.frames is None and features.features.shape == (4, 1, 3)
     np.testing.assert_allclose(features.features, frames.frames.mean(axis=(2, 3)), atol=1e-4)
     np.testing.assert_array_equal(features.target.tokens, frames.target.tokens)
+
+
+def test_pictures_known_by_id_come_as_features(tokenizer, tmp_path):
+    records = [{"image_id": f"coco-{n}", "caption": "one two"} for n in range(4)]
+    (tmp_path / "v1.json").write_text(json.dumps(records))
+    with FeatureWriter(tmp_path / "store", fingerprint=None) as writer:
+        writer.add(["0", "1", "3"], np.eye(3, dtype=np.float16))
+    pipeline = make(
+        make_source(f"lmeye-v1:{tmp_path / 'v1.json'}", "train"),
+        tokenizer,
+        template=LMEyeCaption(100),
+        lengths=Lengths(target=5),
+        features=FeatureStore(tmp_path / "store"),
+        image_size=None,
+    )
+    ((batch, _),) = pipeline.epoch(3)
+    np.testing.assert_array_equal(batch.features, np.eye(3, dtype=np.float16)[:, None])
+    (entry,) = pipeline.quarantine
+    assert entry["id"] == "v1.json:2" and "has no features of this picture" in entry["reason"]
 
 
 def test_wrong_options(source, tokenizer):

@@ -9,6 +9,7 @@ from end_to_end.test_scripts import call
 from PIL import Image
 
 from mmjax.train.check import check_data
+from mmjax.train.loop import train
 
 
 def own_config(folder, rows) -> dict:
@@ -60,19 +61,32 @@ def test_too_much_is_bad(rows, tmp_path, capsys):
     assert "training would stop: too many in instruct" in capsys.readouterr().out
 
 
+def test_bad_lines_of_a_late_stage_stop_the_run_before_it_starts(rows, tmp_path):
+    config = short_config()
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0] | {"answer": 3}) + "\n{\n")
+    for stage, name in (("align", "empty"), ("instruct", "bad")):
+        config[stage]["data"] |= {"source": f"jsonl:{tmp_path / name}.jsonl", "options": {}}
+    with pytest.raises(ValueError) as caught:
+        train(config, tmp_path / "run")
+    for text in (
+        "align.data: ", "empty.jsonl holds no records", "instruct.data: ", "2 bad lines",
+        "line 1: field 'answer' or 'caption': expected text, got 3", "line 2: not JSON",
+    ):  # fmt: skip
+        assert text in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_script(tmp_path):
-    """Exit codes, and errors without a traceback."""
+    """Options within names, exit codes, and errors without a traceback."""
     config = f"--config={ROOT / 'configs' / 'lmeye.py'}"
-    script, few = "scripts/prepare_data.py", "easy-vqa?limit=50&task=caption"
+    few = "easy-vqa?limit=50&task=caption"
     sources = [
         f"--config.align.data.source={few}",
         "--config.align.eval.data.source=easy-vqa?limit=50",
         "--config.instruct.data.source=jsonl:nowhere.jsonl",
     ]
-    wrong = call(script, "check", config, *sources, f"--out={tmp_path}")
+    wrong = call("scripts/prepare_data.py", "check", config, *sources, f"--out={tmp_path}")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     assert "align: easy-vqa/train: 50 records" in wrong.stdout
     assert "no such data file: nowhere.jsonl" in wrong.stderr
-    done = call(script, "features", config)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "features needs --out" in done.stderr

@@ -1,5 +1,6 @@
 """The main job, shortened: both stages on real pictures with the shipped towers."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -10,6 +11,7 @@ import pytest
 from end_to_end.conftest import short_config
 from end_to_end.short import load_config
 
+from mmjax.data.features import FeatureWriter
 from mmjax.data.images import load_image
 from mmjax.nn.param import specs
 from mmjax.systems.registry import make_system
@@ -120,19 +122,23 @@ def test_stored_features_are_those_of_the_tower_in_the_step(finished):
 
 def test_pictures_and_stored_features_train_alike_bit_for_bit(tmp_path):
     config = short_config()
-    config["stages"], config["test"] = ["instruct"], {}
-    config["instruct"] |= {"eval_at_end": False, "eval": {}, "steps": 3, "save_every": 0}
+    config["stages"], config["test"] = ["align"], {}
+    config["align"] |= {"eval_at_end": False, "eval": {}, "steps": 3, "save_every": 0}
     prepare_features(config, tmp_path / "features")
     pictures, stored = tmp_path / "pictures", tmp_path / "stored"
     loop.train(config | {"features": "step"}, pictures)
     loop.train(config | {"features": str(tmp_path / "features")}, stored)
     assert losses(stored) == losses(pictures)
-    weights, others = trained(pictures, "instruct"), trained(stored, "instruct")
+    weights, others = trained(pictures, "align"), trained(stored, "align")
     assert weights.keys() == others.keys()
     assert all(np.array_equal(weights[path], others[path]) for path in weights)
 
 
-def test_features_of_another_tower_are_refused(finished):
+def raises(message: str | None):
+    return pytest.raises(ValueError, match=message) if message else contextlib.nullcontext()
+
+
+def test_features_of_another_tower_are_refused(finished, tmp_path, capsys):
     config = copy.deepcopy(finished.config) | {"features": str(finished.workdir / "features")}
     run = build(config)
     with jax.set_mesh(run.mesh):
@@ -141,6 +147,13 @@ def test_features_of_another_tower_are_refused(finished):
         run.params[path] = run.params[path] + 1
         with pytest.raises(ValueError, match=r"(?s)are not what this tower would give.*weights: "):
             picture_features(run, finished.workdir)
+    for width, message in ((3, r"shape \(3,\), the tower gives \(128,\)"), (128, None)):
+        config["features"] = str(tmp_path / str(width))
+        with FeatureWriter(config["features"], fingerprint=None) as writer:
+            writer.add(["a"], np.zeros((1, width), np.float32))
+        with jax.set_mesh(run.mesh), raises(message):
+            store = picture_features(dataclasses.replace(run, config=config), finished.workdir)
+    assert store.fingerprint is None and "was imported" in capsys.readouterr().out
     config["features"] = str(finished.workdir / "nothing")
     with pytest.raises(FileNotFoundError, match="prepare_data.py features"):
         picture_features(dataclasses.replace(run, config=config), finished.workdir)
@@ -177,6 +190,11 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path):
     assert {record["id"] for record in bad} == {"own.jsonl:4", "own.jsonl:5"}
     assert "3.png" in bad[0]["reason"] + bad[1]["reason"]
     assert lines(tmp_path / "run")[-1]["bad_samples"] == 2
+    for i in range(12):  # more than half: it stops, and the list is there
+        (tmp_path / f"{i}.png").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"more than 10 of 20 records(?s:.*)own.jsonl:\d+"):
+        loop.train(config, tmp_path / "stops")
+    assert len((tmp_path / "stops" / "bad_samples.jsonl").read_text().splitlines()) >= 11
 
 
 def _a_picture():
@@ -200,7 +218,8 @@ def test_the_config_is_checked_at_once():
     wrong.unlock()
     wrong.instruct.stepz = 3
     wrong.instruct.accumulation = 7
-    with pytest.raises(ValueError, match=r"(?s)instruct\.stepz.*does not divide into 7"):
+    wrong.features = "nowhere"
+    with pytest.raises(ValueError, match=r"(?s)'nowhere'.*instruct\.stepz.*does not divide into 7"):
         resolve(wrong)
 
 
