@@ -21,6 +21,7 @@ TESTED |= {"transformers": "5.23", "torch": "2.13.0"}
 EXTRAS = {
     "demo": "the easy-VQA pictures that the default configs train on",
     "convert": "reads PyTorch's .bin, .pt and .pth files (only `python -m conversion` does)",
+    "tfds": "data sets of tensorflow-datasets; tensorflow itself is not needed",
     "test": "what `python -m pytest` needs",
     "cuda12": "NVIDIA GPUs, CUDA 12",
     "cuda13": "NVIDIA GPUs, CUDA 13",

@@ -110,22 +110,21 @@ def test_heavy_packages_stay_where_they_belong(imports):
     assert wrong == []
 
 
-def test_untrusted_pickles_are_opened_in_one_place_and_hold_tensors_only():
-    opened = []
+def test_pickles_are_opened_by_the_converter_and_make_tensors_only():
+    loads = ("pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.", "dill.", "joblib.")
+    opened = set()
     for name, path in sources().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if below(name, ["tests"]) or not isinstance(node, ast.Call):
                 continue
-            call, options = (
-                ast.unparse(node.func),
-                {k.arg: ast.unparse(k.value) for k in node.keywords},
-            )
-            if call.startswith(("pickle.", "cloudpickle.", "dill.", "joblib.")):
-                opened.append((name, call))
-            elif call == "torch.load":
-                opened.append((name, f"weights_only={options.get('weights_only')}"))
+            call = ast.unparse(node.func)
+            options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert not call.startswith(loads), f"{name}: {ast.unparse(node)}"
             assert options.get("allow_pickle", "False") == "False", f"{name}: {ast.unparse(node)}"
-    assert opened == [("conversion.io", "weights_only=True")]
+            if call == "torch.load":
+                assert options.get("weights_only") == "True", f"{name}: {ast.unparse(node)}"
+                opened.add(name)
+    assert opened == {"conversion.io", "conversion.features"}
 
 
 def test_jax_is_all_that_a_model_needs():

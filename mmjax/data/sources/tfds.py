@@ -129,7 +129,7 @@ def import_tfds() -> Any:
         import tensorflow_datasets
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"tfds:NAME needs tensorflow-datasets ({error}): pip install 'mmjax[tfds]'"
+            f"tfds:NAME needs tensorflow-datasets ({error}): pip install -e '.[tfds]'"
         ) from error
     return tensorflow_datasets
 
