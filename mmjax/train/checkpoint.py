@@ -77,7 +77,7 @@ class Checkpointer:
                 keep_checkpoints_without_metrics=False,
             )
             policy = policies.AnyPreservationPolicy([policy, best])
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
@@ -231,6 +231,13 @@ class Checkpointer:
         """Waits, then releases the directory."""
         self.wait()
         self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Left to `mmjax.train.interrupt`: processes agree on a step by all asking with the same
+        count, and Orbax would ask with a stage's steps."""
+        return False
 
 
 def read_trainable(

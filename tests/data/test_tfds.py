@@ -55,7 +55,7 @@ def test_what_is_not_there(prepared, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no split 'validation', but train, dev, test"):
         make_source(f"tfds:easy_vqa?data_dir={prepared}", "validation")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'mmjax\[tfds\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[tfds\]'"):
         make_source("tfds:easy_vqa", "train")
 
 

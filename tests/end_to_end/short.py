@@ -16,7 +16,8 @@ def load_config(name: str):
 
 
 def get_config(variant: str = ""):
-    """``saving``: no questions asked, and a checkpoint after every step."""
+    """``saving``: no questions asked, and a checkpoint after every step. ``spread``: over all
+    devices, with questions that are no multiple of the batch."""
     config = load_config("lmeye.py")
     config.align.steps, config.instruct.steps = 4, 6
     for stage in (config.align, config.instruct):
@@ -34,4 +35,14 @@ def get_config(variant: str = ""):
         for stage in (config.align, config.instruct):
             stage.update(save_every=1, log_every=4, eval_at_end=False, eval={})
             stage.data.options.limit = 64
+    if variant == "spread":
+        config.preset, config.mesh.data, config.mesh.fsdp = "fsdp", 1, -1
+        config.align.steps, config.instruct.steps = 2, 5
+        config.align.eval_at_end = False
+        for stage in (config.align, config.instruct):
+            stage.keep_checkpoints, stage.optimizer.learning_rate = 3, 1e-3
+            stage.data.options.limit = 30
+        config.instruct.eval.update(batch_size=16)
+        config.instruct.eval.data.options, config.test.data.options = {"limit": 21}, {"limit": 37}
+        config.test.batch_size = 16
     return config

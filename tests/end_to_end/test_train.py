@@ -105,6 +105,17 @@ def test_stopped_twice_and_started_again_ends_the_same(finished, tmp_path, monke
     assert ends[0] | {"time": 0} == ends[1] | {"time": 0}
 
 
+def test_a_run_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path):
+    config = short_config()
+    config["max_bad_steps"] = 2
+    config["align"]["optimizer"] |= {"learning_rate": 1e30, "warmup_steps": 0}
+    with pytest.raises(FloatingPointError, match=r"last 2 steps were not finite.*rows \[") as error:
+        loop.train(config, tmp_path)
+    assert "Lower the learning rate" in str(error.value)
+    assert [line["skipped_steps"] for line in lines(tmp_path)] == [0, 1, 2]
+    assert all(np.isfinite(value).all() for value in trained(tmp_path, "align").values())
+
+
 def test_stored_features_are_those_of_the_tower_in_the_step(finished):
     run, stage = load_run(finished.workdir)
     assert stage == "instruct"

@@ -3,15 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import jax
 import numpy as np
 import pytest
-from parallel.short_lmeye import get_config
+from end_to_end.short import ROOT, get_config
 
 from mmjax.data.features import FeatureStore
 from mmjax.parallel import distributed
@@ -22,7 +23,7 @@ from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
 from mmjax.train.metrics import read_metrics
 
-ROOT = Path(__file__).parents[2]
+SHORT = "tests/end_to_end/short.py"
 
 
 def train_here(workdir, num_devices: int, monkeypatch) -> None:
@@ -30,12 +31,11 @@ def train_here(workdir, num_devices: int, monkeypatch) -> None:
     mesh = make_mesh(fsdp=num_devices, devices=jax.devices()[:num_devices])
     with monkeypatch.context() as patch:
         patch.setattr(build, "make_mesh", lambda **sizes: mesh)
-        loop.train(resolve(get_config()), workdir)
+        loop.train(resolve(get_config("spread")), workdir)
 
 
-def train_in_two_processes(workdir) -> list[str]:
-    """scripts/train.py, each process with two devices. Returns what each printed (Gloo, which
-    connects them, prints in all)."""
+def start_two_processes(*arguments: str) -> list[subprocess.Popen]:
+    """scripts/train.py, each process with two devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -48,10 +48,9 @@ def train_in_two_processes(workdir) -> list[str]:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "scripts/train.py", "--config=tests/parallel/short_lmeye.py"]
-    processes = [
+    return [
         subprocess.Popen(
-            [*command, f"--workdir={workdir}"],
+            [sys.executable, "scripts/train.py", *arguments],
             cwd=ROOT,
             env=environment | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
@@ -60,6 +59,10 @@ def train_in_two_processes(workdir) -> list[str]:
         )
         for index in range(2)
     ]
+
+
+def wait_for(processes: list[subprocess.Popen]) -> list[str]:
+    """What each printed (Gloo, which connects them, prints in all)."""
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -89,7 +92,7 @@ def assert_same_run(workdir, other) -> None:
     for key, line in mine.items():
         assert line == pytest.approx(theirs[key], rel=1e-4), key
     assert (workdir / "samples.html").read_text() == (other / "samples.html").read_text()
-    for stage in get_config().stages:
+    for stage in get_config("spread").stages:
         mine, theirs = (read_trainable(str(w / "checkpoints" / stage))[0] for w in (workdir, other))
         for path, value in mine.items():
             np.testing.assert_allclose(value, theirs[path], atol=2e-5, err_msg=path)
@@ -113,7 +116,7 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, quick_compil
     train_here(alone, 1, monkeypatch)
 
     rewind(alone, shared, after=2)
-    first, second = train_in_two_processes(shared)
+    first, second = wait_for(start_two_processes(f"--config={SHORT}:spread", f"--workdir={shared}"))
     assert "Stage align is done" in first and "Stage instruct goes on after step 2" in first
     assert second == ""
     assert_same_run(shared, alone)
@@ -128,6 +131,20 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, quick_compil
     rewind(shared, back, after=4)
     train_here(back, 4, monkeypatch)
     assert_same_run(back, alone)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_told_to_stop_and_both_do(tmp_path):
+    options = ["--config.preset=fsdp", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    options += ["--config.instruct.steps=200"]
+    processes = start_two_processes(f"--config={SHORT}:saving", f"--workdir={tmp_path}", *options)
+    folder = tmp_path / "checkpoints" / "instruct"
+    while not (folder / "2").is_dir() and all(p.poll() is None for p in processes):
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    first, _ = wait_for(processes)
+    last = max(int(path.name) for path in folder.iterdir())
+    assert last < 100 and f"instruct is saved at step {last}" in first
 
 
 def test_variables_of_a_start_by_hand(monkeypatch):
