@@ -1,13 +1,14 @@
 """The tiny towers that ship with mmjax, trained from nothing on easy-VQA; frozen ever after.
 
-    python scripts/train.py --config configs/foundation.py:llama --workdir runs/llama
+    taskset -c 0 python scripts/train.py --config configs/foundation.py:llama --workdir runs/llama
     python -m conversion export --checkpoint runs/llama --format hf --dtype float16 \\
         --out mmjax/assets/tiny/llama
-    python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
+    taskset -c 0 python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
     python -m conversion export --checkpoint runs/clip --format hf --dtype float16 \\
         --out mmjax/assets/tiny/clip
 
-The language model reads text only: captions in the places where LMEye will put vectors, then
+On one core, as here, because rounding depends on the number of cores, and with it all bits. The
+language model reads text only: captions in the places where LMEye will put vectors, then
 questions and answers.
 """
 

@@ -56,6 +56,8 @@ def _problem(config: ConfigDict, key: str) -> str | None:
             hint = (
                 f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
             )
+            if ".options." in key:
+                hint = f"options go with the source's name: SOURCE?{name}=..."
             return f"--config.{key}: no {name!r} here; {hint}"
         holder = holder[name]
     return None

@@ -45,6 +45,7 @@ class LMEyeConfig:
       slot_std: standard deviation of the slot embeddings at the start; the reference's 1.0 is far
         larger than a language model's rows.
       gain: factor on the initial weights of the layers that feed the language model.
+      request_gain: and on those of the layer that makes the request.
       clip_bos, clip_eos: the tokens that frame CLIP's text; None = the last two of its vocabulary.
       dtype: of the computation.
     """
@@ -56,6 +57,7 @@ class LMEyeConfig:
     dropout: float = 0.5
     slot_std: float = 1.0
     gain: float = 1.0
+    request_gain: float = 1.0
     clip_bos: int | None = None
     clip_eos: int | None = None
     dtype: str = "float32"
@@ -83,7 +85,7 @@ class LMEyeConfig:
         if variant not in llms:
             raise ValueError(f"LMEye has no variant {variant!r}; there are {', '.join(llms)}")
         if variant == "tiny":
-            small = dict(slot_std=0.05, gain=0.25, dtype="float32")
+            small = dict(slot_std=0.05, gain=0.25, request_gain=0.1, dropout=0.2, dtype="float32")
             return cls(
                 language=LlamaConfig.tiny(added_rows=2), clip=ClipConfig.tiny(), **small | changes
             )
@@ -109,7 +111,8 @@ class LMEye(System):
         self.image_embedding = param((1, d), (None, "embed"), normal(config.slot_std))
         self.slot_embedding = param((1, d), (None, "embed"), normal(config.slot_std))
         self.decomposition = Linear(joint, p * text, axes=into_clip)
-        self.request_linear = Linear(d, text, axes=("embed", "projection"))
+        request_axes = ("embed", "projection")
+        self.request_linear = Linear(d, text, axes=request_axes, gain=config.request_gain)
         self.response_linear = Linear(joint, k * d, axes=into_llm, gain=config.gain)
         self.config = config
         self.dtype = jnp.dtype(config.dtype)
