@@ -247,8 +247,10 @@ def test_pictures_known_by_id_come_as_features(tokenizer, tmp_path):
         features=FeatureStore(tmp_path / "store"),
         image_size=None,
     )
-    ((batch, _),) = pipeline.epoch(3)
-    np.testing.assert_array_equal(batch.features, np.eye(3, dtype=np.float16)[:, None])
+    ((batch, examples),) = pipeline.epoch(4)
+    assert [example is None for example in examples] == [False, False, True, False]
+    expected = np.eye(3, dtype=np.float16)[[0, 1, 2, 2], None]  # a copy stands in for the third
+    np.testing.assert_array_equal(batch.features, expected)
     (entry,) = pipeline.quarantine
     assert entry["id"] == "v1.json:2" and "has no features of this picture" in entry["reason"]
 
