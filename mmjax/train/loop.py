@@ -63,7 +63,7 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
     Raises:
       ValueError: ``workdir`` belongs to a run with another config, the config does not fit
         together, a source has bad records, or too many pictures or rows cannot be used.
-      FloatingPointError: too many steps in a row had a loss or gradients that were not finite.
+      FloatingPointError: too many steps in a row had a loss, gradients or updates that were not finite.
       OSError: a checkpoint or a log could not be written.
       Stopped: the process was told to stop (SIGTERM, Ctrl-C); the steps taken are saved.
     """
@@ -382,7 +382,7 @@ def _sample(prediction: Prediction) -> dict:
 def _stop_if_not_finite(state: TrainState, batch: Batch, limit: int) -> None:
     if int(state.bad_in_a_row) >= limit:
         raise FloatingPointError(
-            f"loss or gradients of the last {int(state.bad_in_a_row)} steps were not finite (they "
+            f"loss or updates of the last {int(state.bad_in_a_row)} steps were not finite (they "
             "changed nothing). Lower the learning rate, or look at the rows "
             f"{np.asarray(batch.row_id).tolist()}"
         )

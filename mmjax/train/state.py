@@ -21,7 +21,7 @@ class TrainState:
       step: i32[], optimizer steps taken (also the position in the data).
       trainable: path -> array.
       opt_state: the optimizer's, for the trainable leaves only.
-      bad_steps: i32[], steps skipped so far because loss or gradients were not finite.
+      bad_steps: i32[], steps skipped so far because loss, gradients or updates were not finite.
       bad_in_a_row: i32[], those since the last good step.
     """
 

@@ -22,8 +22,8 @@ def make_step(
 
     The loss is the sum of weighted losses over the sum of weights of the whole batch, so it does
     not depend on ``accumulation`` (the number of slices that the rows are read in) nor on the mesh.
-    Gradients are taken of the trainable part only. A step whose loss or gradients are not finite
-    changes nothing but the counters.
+    Gradients are taken of the trainable part only. A step whose loss, gradients or updates are not
+    finite changes nothing but the counters.
     """
 
     def sums(trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
@@ -49,8 +49,8 @@ def make_step(
         weight = jnp.maximum(weight, 1e-8)
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
         trainable = optax.apply_updates(state.trainable, updates)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         bad = (~finite).astype(jnp.int32)
