@@ -63,7 +63,7 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
     Raises:
       ValueError: ``workdir`` belongs to a run with another config, the config does not fit
         together, a source has bad records, or too many pictures or rows cannot be used.
-      FloatingPointError: too many steps in a row had a loss, gradients or updates that were not finite.
+      FloatingPointError: too many steps in a row had a loss or updates that were not finite.
       OSError: a checkpoint or a log could not be written.
       Stopped: the process was told to stop (SIGTERM, Ctrl-C); the steps taken are saved.
     """
