@@ -125,6 +125,8 @@ class _Stage:
       config: its section of the config.
       directory: of its checkpoints.
       features: stored picture features, or None.
+      writer, bad_samples: of the run directory; in all processes but the first, of a folder that
+        vanishes.
     """
 
     run: Run
