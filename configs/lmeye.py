@@ -35,8 +35,8 @@ INSTRUCT_PAPER = (
     (".*", "freeze", 1.0),
 )  # the released weights froze the picture's linear in stage 2
 # Of the questions; natural sampling would show mostly what the wording already gives away.
-BALANCED = {"colour": 0.15, "shape": 0.15, "plain yes": 0.175, "plain no": 0.175}
-BALANCED |= {"negated yes": 0.175, "negated no": 0.175}
+BALANCED = {"colour": 0.11, "shape": 0.15, "plain yes": 0.19, "plain no": 0.18}
+BALANCED |= {"negated yes": 0.18, "negated no": 0.19}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
@@ -96,7 +96,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             template=caption,
             train=ALIGN,
             optimizer=dict(
-                learning_rate=4e-3, schedule="cosine", warmup_steps=30, end_learning_rate=8e-5
+                learning_rate=1e-2, schedule="cosine", warmup_steps=30, end_learning_rate=1e-4
             ),
             save_every=100,
             eval_at_end=True,
@@ -104,7 +104,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             **common,
         )
         config.instruct = dict(
-            steps=800,
+            steps=1000,
             batch_size=64,
             accumulation=1,
             data=questions | dict(lengths=prompt, image_size=size),
