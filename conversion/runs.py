@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion.engine import load_weights
 from conversion.io import Entry, Source, SourceError
+from conversion.weights import load_weights
 from mmjax.nn.param import specs
 from mmjax.systems.registry import make_system
 from mmjax.train.checkpoint import read_trainable

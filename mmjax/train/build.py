@@ -112,7 +112,7 @@ def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Par
 
     What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
     """
-    from conversion.engine import load_weights
+    from conversion.weights import load_weights
 
     shardings = resolve(wanted, mesh, config["preset"])
     dtypes = held_dtypes(config, wanted)
@@ -157,7 +157,7 @@ def weight_sources(config: dict) -> dict[str, str]:
 def load_tokenizer(config: dict) -> Tokenizer:
     """A Hugging Face folder or ``asset:NAME``; or ``words``, which makes one of the words of the
     first stage's source."""
-    from conversion.engine import locate
+    from conversion.weights import locate
 
     if config["tokenizer"] != "words":
         return Tokenizer.load(locate(config["tokenizer"]))

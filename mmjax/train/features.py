@@ -70,7 +70,7 @@ def prepare_features(config: dict, folder: Path) -> FeatureStore:
 
 def _load_tower(tower: Tower, config: dict) -> Params:
     """As `create_params` would, but the tower alone."""
-    from conversion.engine import load_weights
+    from conversion.weights import load_weights
 
     everything = specs(tower.system)
     wanted = {path: everything[path] for path in tower.paths}

@@ -7,8 +7,9 @@ from mmjax.nn.param import Params
 from mmjax.train.build import Run
 from mmjax.train.evaluation import evaluate
 from mmjax.train.metrics import MetricsWriter
+from mmjax.train.pages import picture_of, write_samples
 from mmjax.train.quarantine import BadSamples
-from mmjax.train.report import accuracy_table, picture_of, write_samples
+from mmjax.train.report import accuracy_table
 
 _SHOWN = 60  # samples on the page, about
 

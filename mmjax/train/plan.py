@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from conversion.engine import plan_weights
+from conversion.weights import plan_weights
 from mmjax.data import templates
 from mmjax.data.batch import Batch
 from mmjax.data.example import BadSample, Example, Media, Text, Turn
