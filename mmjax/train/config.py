@@ -66,7 +66,7 @@ def data_sections(config: dict) -> dict[str, dict]:
     sections = {}
     for stage in config["stages"]:
         sections |= {stage: config[stage], f"{stage}.eval": config[stage]["eval"]}
-    sections["test"] = config["test"]
+    sections["test"] = config.get("test")
     return {name: section for name, section in sections.items() if section}
 
 
