@@ -29,7 +29,7 @@ ALLOWED = {
     "mmjax.train": ["mmjax.evaluate", "mmjax.generate", "conversion.weights", *SYSTEMS],
     "conversion.parity": ["conversion", "mmjax.generate", "mmjax.evaluate", *SYSTEMS],
     "conversion.recordings": ["conversion", "mmjax.generate", "mmjax.evaluate", *SYSTEMS],
-    "conversion.runs": ["conversion", "mmjax.train.checkpoint", *SYSTEMS],
+    "conversion.runs": ["conversion", "mmjax.train.origin", *SYSTEMS],
     "conversion": SYSTEMS,
     "mmjax.command": ["mmjax"],
     "mmjax.doctor": [],

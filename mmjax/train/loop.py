@@ -23,7 +23,7 @@ from mmjax.data.pipeline import Pipeline, describe
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import first_says, gather, is_first, story_folder, wait_for_all
 from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
-from mmjax.train.build import Run, build, stage_directory
+from mmjax.train.build import Run, build
 from mmjax.train.check import open_sources
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate
@@ -37,7 +37,7 @@ from mmjax.train.report import parameter_table, params_hash, plot_curves
 from mmjax.train.state import TrainState, state_shardings
 from mmjax.train.step import Step, jit_step, make_step
 from mmjax.train.tower import Tower
-from mmjax.train.workdir import check_claim, claim
+from mmjax.train.workdir import check_claim, claim, stage_directory
 
 _EVALUATED = "dev/accuracy"
 

@@ -1,4 +1,4 @@
-"""A run directory belongs to one config: ``config.json``."""
+"""A run directory belongs to one config, ``config.json``, and has a folder for each stage."""
 
 import json
 import os
@@ -9,6 +9,13 @@ import jax
 
 from mmjax.parallel.distributed import is_first, wait_for_all
 
+_FREE = {"weights.any_template"}  # says what is refused, not what is trained
+
+
+def stage_directory(workdir: Path, stage: str) -> Path:
+    """Of the stage's checkpoints."""
+    return Path(workdir).resolve() / "checkpoints" / stage
+
 
 def check_claim(workdir: Path, config: Mapping) -> None:
     """Raises ValueError if ``workdir`` has a run with another config."""
@@ -16,7 +23,8 @@ def check_claim(workdir: Path, config: Mapping) -> None:
     if not file.is_file():
         return
     old, new = (_flat(c) for c in (json.loads(file.read_text()), json.loads(json.dumps(config))))
-    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+    keys = (old.keys() | new.keys()) - _FREE
+    if changed := sorted(key for key in keys if old.get(key) != new.get(key)):
         lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
         raise ValueError(
             f"{workdir} holds a run with another config; give another --workdir, or delete it:"
