@@ -53,7 +53,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             model=config_to_dict(model),
             seed=0,
             weights=dict(
-                all="",  # an imported LMEye, in place of the other two
+                all="",  # an imported LMEye or a finished run, in place of the other two
+                any_template=False,  # of ``all``: whether it may go on with another template
                 language="asset:tiny/llama" if tiny else "",
                 clip="asset:tiny/clip" if tiny else "",
             ),

@@ -2,41 +2,19 @@
 
 `plan` looks at names and shapes only and raises one `ConversionError` with every problem in it.
 `load` fills one leaf after the other (peak memory: a leaf and a tensor), `exported` gives the
-source's tensors back, as lazily. Training calls `load_weights`, its dry run `plan_weights`, and
-nothing else.
+source's tensors back, as lazily. What training starts from: `conversion.weights`.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from conversion.huggingface import NETWORKS, config_from_hf, config_to_hf, network_of
-from conversion.io import Entry, Source, read
+from conversion.io import Entry, Source
 from conversion.ops import Shape, join_rows, split_rows
-from conversion.rules import Binding, Init, Rule, Slot, Table, segments
-from conversion.store import is_imported, read_imported
+from conversion.rules import Binding, Init, Slot, Table
 from mmjax.nn.param import ParamSpec, init_params
-
-__all__ = [
-    "ConversionError",
-    "Plan",
-    "carry_out",
-    "config_from_hf",
-    "config_to_hf",
-    "export",
-    "exported",
-    "load",
-    "load_many",
-    "load_weights",
-    "locate",
-    "plan",
-    "plan_weights",
-    "together",
-]
 
 Put = Callable[[str, np.ndarray], object]
 """``put(path, array)`` places a finished leaf (shards, disk) and returns what stands for it."""
@@ -210,19 +188,6 @@ def load(
     return carry_out(plan(table, source, specs, dtype=dtype), dtype=dtype, put=put, seed=seed)
 
 
-def load_many(
-    parts: Sequence[tuple[Table, Source]],
-    specs: Mapping[str, ParamSpec],
-    *,
-    dtype=None,
-    put: Put | None = None,
-    seed: int = 0,
-) -> dict[str, np.ndarray | jax.Array]:
-    """`load` for several checkpoints that fill one model together; each table leads to its part's
-    paths."""
-    return load(*together(parts), specs, dtype=dtype, put=put, seed=seed)
-
-
 def together(parts: Sequence[tuple[Table, Source]]) -> tuple[Table, Source]:
     """Several tables and their sources as one; keys become ``<source's name>:<key>``."""
     table = Table()
@@ -295,81 +260,6 @@ def _initial(path: str, spec: ParamSpec, init: Init, dtype, seed: int) -> np.nda
     if init.zeros:
         return np.zeros(spec.shape, dtype)
     return np.asarray(init_params({path: spec}, seed)[path]).astype(dtype)
-
-
-def load_weights(
-    parts: Mapping[str, str | Path],
-    specs: Mapping[str, ParamSpec],
-    *,
-    dtype=None,
-    put: Put | None = None,
-    seed: int = 0,
-) -> dict[str, np.ndarray | jax.Array]:
-    """Pretrained weights for parts of a model: what training starts from.
-
-    Args:
-      parts: a module's path (``language``, ``clip``; "" = all of the model) -> a Hugging Face
-        folder, an imported checkpoint, or ``asset:<folder below mmjax/assets>``.
-      specs: of the whole model.
-      dtype, put, seed: as in `load`.
-
-    Returns:
-      Every parameter below the paths in ``parts``, no others.
-
-    Raises:
-      SourceError: something is no checkpoint.
-      ConversionError: the checkpoints do not fit; all problems of all parts at once.
-    """
-    return carry_out(plan_weights(parts, specs, dtype=dtype), dtype=dtype, put=put, seed=seed)
-
-
-def plan_weights(
-    parts: Mapping[str, str | Path], specs: Mapping[str, ParamSpec], *, dtype=None
-) -> Plan:
-    """What `load_weights` would do: reads the files' headers, no tensor. Raises as it does."""
-    chosen, wanted = [], {}
-    for module, where in parts.items():
-        prefix = f"{module}." if module else ""
-        below = {path: spec for path, spec in specs.items() if path.startswith(prefix)}
-        if not below:
-            raise ConversionError(str(where), [f"the model has no parameters below {module!r}"])
-        table, source = _weights(locate(where), module, below)
-        name, part = (
-            f"{module or 'all'} from {where}",
-            f"the part {module!r}" if module else "the model",
-        )
-        if not any(table.fills(path) for path in below):
-            raise ConversionError(name, [f"it holds another network than {part}"])
-        chosen.append((table, dataclasses.replace(source, name=name)))
-        wanted |= below
-    return plan(*together(chosen), wanted, dtype=dtype)
-
-
-def locate(where: str | Path) -> Path:
-    """The folder that ``where`` means: a path, or ``asset:<folder below mmjax/assets>``."""
-    name = str(where)
-    if name.startswith("asset:"):
-        return Path(str(resources.files("mmjax"))) / "assets" / name.removeprefix("asset:")
-    return Path(where)
-
-
-def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple[Table, Source]:
-    """Opens one part; the table leads to the model's paths."""
-    prefix = f"{module}." if module else ""
-    if not is_imported(folder):
-        source = read(folder, pickles=False)
-        network = network_of(source.config, folder)
-        return NETWORKS[network].table.under(path_prefix=prefix), source
-    source = read_imported(folder)
-    if (system := source.config["system"]) in NETWORKS:
-        source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init
-    else:
-        entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
-        source, init = dataclasses.replace(source, entries=entries), ()
-    shapes = {path: spec.shape for path, spec in below.items()}
-    return Table(
-        rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in source.entries), init=init
-    ), source
 
 
 def exported(

@@ -7,13 +7,10 @@ in its config.json).
 import json
 from pathlib import Path
 
-import numpy as np
-
-from conversion.engine import load_weights
 from conversion.io import Entry, Source, SourceError
 from mmjax.nn.param import specs
 from mmjax.systems.registry import make_system
-from mmjax.train.checkpoint import read_trainable
+from mmjax.train.origin import starting_weights
 
 # Foundations are networks on their own: (system of the run) -> (network, where it is in the run's
 # model)
@@ -42,24 +39,10 @@ def read_run(folder: str | Path) -> Source:
     folder = Path(folder).absolute()
     config = json.loads((folder / "config.json").read_text())
     wanted = specs(make_system(config["system"], config["model"]))
-    arrays: dict[str, np.ndarray] = {}
-    for stage in config["stages"]:
-        directory = folder / "checkpoints" / stage
-        if not directory.is_dir():
-            raise SourceError(
-                f"{folder}: stage {stage!r} of the run has no checkpoint yet; "
-                "finish the training first"
-            )
-        trained, meta = read_trainable(str(directory))
-        if meta["step"] != config[stage]["steps"]:
-            raise SourceError(
-                f"{folder}: stage {stage!r} is at step {meta['step']} of {config[stage]['steps']}; "
-                "finish the training first"
-            )
-        arrays |= trained
-    sources = {part: where for part, where in config["weights"].items() if where}
-    sources = {"": sources["all"]} if "all" in sources else sources
-    arrays = load_weights(sources, wanted) | arrays
+    try:
+        arrays = starting_weights({"weights": {"all": folder}}, wanted)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     header = {"variant": config["variant"], "tokenizer": str(folder / "tokenizer")}
     if config["system"] in FOUNDATIONS:
         network, part = FOUNDATIONS[config["system"]]

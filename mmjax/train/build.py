@@ -27,6 +27,8 @@ from mmjax.systems.registry import make_system
 from mmjax.systems.system import System
 from mmjax.train.checkpoint import read_trainable
 from mmjax.train.optim import Selection, TrainRule, select
+from mmjax.train.origin import starting_weights
+from mmjax.train.workdir import stage_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,20 +109,17 @@ def build(config: dict) -> Run:
 
 
 def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Params:
-    """Imported where ``config.weights`` names a source for the module (``all``: one imported
-    checkpoint for everything), created from the seed elsewhere.
+    """What ``config.weights`` gives (see `mmjax.train.origin`), the rest created from the seed.
 
     What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
     """
-    from conversion.engine import load_weights
-
     shardings = resolve(wanted, mesh, config["preset"])
     dtypes = held_dtypes(config, wanted)
 
     def put(path: str, array) -> jax.Array:
         return place(array, shardings[path], dtypes[path])
 
-    params = dict(load_weights(weight_sources(config), wanted, put=put))
+    params = starting_weights(config, wanted, put=put)
     rest = {path: spec for path, spec in wanted.items() if path not in params}
 
     def create() -> Params:
@@ -148,16 +147,10 @@ def stage_selection(config: dict, stage: str, wanted: Mapping[str, ParamSpec]) -
     return select([TrainRule(*rule) for rule in config[stage]["train"]], wanted)
 
 
-def weight_sources(config: dict) -> dict[str, str]:
-    """Module -> where its weights come from; "" is the whole model."""
-    sources = {part: where for part, where in config["weights"].items() if where}
-    return {"": sources["all"]} if "all" in sources else sources
-
-
 def load_tokenizer(config: dict) -> Tokenizer:
     """A Hugging Face folder or ``asset:NAME``; or ``words``, which makes one of the words of the
     first stage's source."""
-    from conversion.engine import locate
+    from conversion.weights import locate
 
     if config["tokenizer"] != "words":
         return Tokenizer.load(locate(config["tokenizer"]))
@@ -173,10 +166,6 @@ def load_tokenizer(config: dict) -> Tokenizer:
     )
     with tempfile.TemporaryDirectory() as folder:
         return build_word_tokenizer(texts, folder)
-
-
-def stage_directory(workdir: Path, stage: str) -> Path:
-    return Path(workdir).resolve() / "checkpoints" / stage
 
 
 def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:

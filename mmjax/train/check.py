@@ -8,7 +8,8 @@ from mmjax.data.features import FeatureStore
 from mmjax.data.sources import make_source
 from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.config import data_sections
-from mmjax.train.report import text_table, write_data_page
+from mmjax.train.pages import write_data_page
+from mmjax.train.report import text_table
 
 
 def check_data(config: dict, out: Path) -> bool:

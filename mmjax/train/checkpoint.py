@@ -264,6 +264,18 @@ def read_trainable(
     ), meta
 
 
+def latest_trainable(directory: str) -> tuple[int | None, dict[str, tuple[int, ...]]]:
+    """(step, path -> shape of the trainable part) of the latest checkpoint; (None, {}) if there is
+    none. Reads no array."""
+    path = epath.Path(directory).resolve()
+    step = next(reversed(_complete_steps(path)), None)
+    if step is None:
+        return None, {}
+    _read_meta(path, step)  # for the version
+    stored = _stored(path / str(step) / "trainable")
+    return step, {name: tuple(leaf.shape) for name, leaf in stored.items()}
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """Tree -> flat dict with dotted paths, in leaf order: ``adam.mu.image_linear.kernel``."""
     leaves = jax.tree.leaves_with_path(tree)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmjax.data.templates import from_json
+from mmjax.data.templates import from_json, to_json
+from mmjax.train import origin
 from mmjax.train.optim import OptimizerConfig
 
 TOP = (
@@ -43,8 +44,8 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
     problems += [
         f"weights.{part} is not set: give --config.weights.{part}="
         "<Hugging Face folder or imported checkpoint>"
-        for part, where in plain["weights"].items()
-        if not where and part != "all" and not plain["weights"].get("all")
+        for part, where in origin.parts(plain).items()
+        if not where and not plain["weights"].get("all")
     ]
     if plain["features"] not in ("once", "step"):
         if not Path(plain["features"]).is_dir():
@@ -57,7 +58,7 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):
         problems += _questions_problems("test", plain["test"])
-    return plain, problems
+    return plain, problems + _origin_problems(plain)
 
 
 def data_sections(config: dict) -> dict[str, dict]:
@@ -66,7 +67,7 @@ def data_sections(config: dict) -> dict[str, dict]:
     sections = {}
     for stage in config["stages"]:
         sections |= {stage: config[stage], f"{stage}.eval": config[stage]["eval"]}
-    sections["test"] = config["test"]
+    sections["test"] = config.get("test")
     return {name: section for name, section in sections.items() if section}
 
 
@@ -117,6 +118,53 @@ def _template_problems(name: str, template: dict) -> list[str]:
     except ValueError as error:
         return [f"{name}.template: {error}"]
     return []
+
+
+def _origin_problems(config: dict) -> list[str]:
+    """In what the model in ``weights.all`` is another one than the config's: the system, or the
+    fields of a stage's template."""
+    said = origin.stated(config)
+    if said is None:
+        return []
+    system, templates = said
+    if system != config["system"]:
+        return [
+            f"weights.all: {config['weights']['all']} is a model of the system {system!r}, the "
+            f"config is for {config['system']!r}; give one of that, or this one for a part"
+        ]
+    if config["weights"].get("any_template"):
+        return []
+    changes = (_template_changes(config, *template) for template in templates.values())
+    return [problem for problems in changes for problem in problems]
+
+
+def _template_changes(config: dict, where: str, template: dict) -> list[str]:
+    """In what the stages' templates of the same kind differ from ``template``, of a model that the
+    run starts from; nothing if one of them is equal."""
+    sections = {name: section["template"] for name, section in data_sections(config).items()}
+    kind = template["template"]
+    stages = [name for name in config["stages"] if sections[name].get("template") == kind]
+    if any(_template_problems(name, sections[name]) for name in stages):
+        return []  # those come first
+    try:
+        theirs = to_json(from_json(template)) if stages else None
+    except ValueError as error:
+        return [f"weights.all: {where}: {error}"]
+    ours = {stage: to_json(from_json(sections[stage])) for stage in stages}
+    if theirs in ours.values():
+        return []
+    problems = []
+    for stage, here in ours.items():
+        changed = [field for field in here if here[field] != theirs[field]]
+        alike = [name for name in sections if sections[name] == sections[stage]]
+        flags = [f"--config.{name}.template.{field}=..." for name in alike for field in changed]
+        problems.append(
+            f"weights.all: {where} has another {kind} template than {', '.join(alike)}:\n    "
+            + "\n    ".join(f"{f}: {theirs[f]!r} there, {here[f]!r} here" for f in changed)
+            + f"\n    give the same ({' '.join(flags)}), or, if the change is wanted, "
+            "--config.weights.any_template=True"
+        )
+    return problems
 
 
 def _unknown(prefix: str, section: dict, known) -> list[str]:

@@ -14,9 +14,10 @@ from mmjax.parallel.distributed import first_says, story_folder, wait_for_all
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import place, resolve
 from mmjax.systems.registry import make_system
-from mmjax.train.build import Run, weight_sources
+from mmjax.train.build import Run
 from mmjax.train.config import data_sections
 from mmjax.train.optim import TrainRule, select
+from mmjax.train.origin import starting_weights
 from mmjax.train.report import params_hash
 from mmjax.train.tower import Tower
 
@@ -70,8 +71,6 @@ def prepare_features(config: dict, folder: Path) -> FeatureStore:
 
 def _load_tower(tower: Tower, config: dict) -> Params:
     """As `create_params` would, but the tower alone."""
-    from conversion.engine import load_weights
-
     everything = specs(tower.system)
     wanted = {path: everything[path] for path in tower.paths}
     shardings = resolve(wanted, tower.mesh, config["preset"])
@@ -80,12 +79,7 @@ def _load_tower(tower: Tower, config: dict) -> Params:
     def put(path: str, array) -> jax.Array | None:
         return place(array, shardings[path], dtype) if path in wanted else None
 
-    parts = {
-        module: where
-        for module, where in weight_sources(config).items()
-        if any(path.startswith(f"{module}." if module else "") for path in wanted)
-    }
-    loaded = load_weights(parts, everything, put=put)
+    loaded = starting_weights(config, everything, put=put, only=wanted)
     if missing := sorted(wanted.keys() - loaded.keys()):
         raise ValueError(
             f"config.weights names no source for {len(missing)} parameters of the tower, "

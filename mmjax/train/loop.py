@@ -10,10 +10,9 @@ never had: the data position is the step, and what the next log line is the mean
 import contextlib
 import dataclasses
 import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -21,31 +20,24 @@ import numpy as np
 from mmjax.data.batch import Batch
 from mmjax.data.features import FeatureStore
 from mmjax.data.pipeline import Pipeline, describe
-from mmjax.evaluate.accuracy import is_right
-from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import first_says, gather, is_first, story_folder, wait_for_all
 from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
-from mmjax.train.build import Run, build, stage_directory
+from mmjax.train.build import Run, build
 from mmjax.train.check import open_sources
 from mmjax.train.checkpoint import Checkpointer, read_trainable
 from mmjax.train.evaluation import evaluate
 from mmjax.train.features import picture_features
+from mmjax.train.final import final_test
 from mmjax.train.interrupt import Interruption
 from mmjax.train.metrics import Meter, MetricsWriter, Progress, tree_bytes
 from mmjax.train.optim import OptimizerConfig, Schedule, Selection, learning_rate, make_optimizer
 from mmjax.train.quarantine import BadSamples
-from mmjax.train.report import (
-    accuracy_table,
-    parameter_table,
-    params_hash,
-    picture_of,
-    plot_curves,
-    write_samples,
-)
+from mmjax.train.report import parameter_table, params_hash, plot_curves
 from mmjax.train.state import TrainState, state_shardings
 from mmjax.train.step import Step, jit_step, make_step
 from mmjax.train.tower import Tower
+from mmjax.train.workdir import check_claim, claim, stage_directory
 
 _EVALUATED = "dev/accuracy"
 
@@ -68,7 +60,7 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
       Stopped: the process was told to stop (SIGTERM, Ctrl-C); the steps taken are saved.
     """
     workdir = Path(workdir).resolve()
-    _check_claim(workdir, config)
+    check_claim(workdir, config)
     open_sources(config)
     with story_folder(workdir) as story:
         return _train(config, workdir, story)
@@ -77,7 +69,7 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
 def _train(config: dict, workdir: Path, story: Path) -> dict[str, float]:
     """`train`; what people read goes to ``story``."""
     run = build(config)
-    _claim(workdir, config)
+    claim(workdir, config)
     run.tokenizer.save(story / "tokenizer")
     with (
         MetricsWriter(story) as writer,
@@ -100,7 +92,9 @@ def _train(config: dict, workdir: Path, story: Path) -> dict[str, float]:
                 interruption=interruption,
             )
             params = _train_stage(stage, params)
-        final = _test(run, params, writer, bad_samples, features) if config.get("test") else {}
+        final = {}
+        if config.get("test"):
+            final = final_test(run, params, writer, bad_samples, features)
     if is_first():  # the others' files lack what was measured before a restart
         plot_curves(story / "metrics.jsonl", story / "curves.png")
     wait_for_all("the end of the run")
@@ -139,12 +133,13 @@ class _Stage:
     features: FeatureStore | None
     interruption: Interruption
 
-    def is_due(self, what: str, step: int) -> bool:
-        """``what``: log, save or eval."""
-        every, last = self.config[f"{what}_every"], step == self.config["steps"]
-        return bool(every and step % every == 0) or (
-            last and self.config.get(f"{what}_at_end", True)
-        )
+    def is_due(self, what: Literal["log", "save", "eval"], step: int) -> bool:
+        """Every so many steps, as the config says. The last step is always logged and saved; the
+        config says whether it is evaluated."""
+        if step == self.config["steps"] and (what != "eval" or self.config["eval_at_end"]):
+            return True
+        every = self.config[f"{what}_every"]
+        return bool(every) and step % every == 0
 
 
 def _train_stage(stage: _Stage, params: Params) -> Params:
@@ -346,41 +341,6 @@ def _save(
     checkpointer.save(step, state.trainable, _rest(state), meta)
 
 
-def _test(
-    run: Run,
-    params: Params,
-    writer: MetricsWriter,
-    bad_samples: BadSamples,
-    features: FeatureStore | None,
-) -> dict[str, float]:
-    """The held-out questions, all of them: the table, and a page of samples."""
-    section, stages = run.config["test"], run.config["stages"]
-    accuracy, predictions, bad = evaluate(run, params, section, features)
-    metrics, steps = accuracy.metrics("eval"), run.config[stages[-1]]["steps"]
-    bad_samples.note("test", steps, bad)
-    writer.truncate_after(len(stages) - 1, steps)
-    writer.write(metrics, stage_index=len(stages), stage="test", step=steps)
-    print(f"\nHeld-out questions ({section['data']['source']}, {section['data']['split']})\n")
-    print(accuracy_table(accuracy.kinds))
-    shown = predictions[:: max(1, len(predictions) // 60)]
-    write_samples(
-        writer.path.with_name("samples.html"), [_sample(prediction) for prediction in shown]
-    )
-    return metrics
-
-
-def _sample(prediction: Prediction) -> dict:
-    example = prediction.example
-    return dict(
-        image=picture_of(example),
-        question=example.text("user"),
-        answer=prediction.answer,
-        truth=example.info["answer"],
-        kind=example.info.get("kind", ""),
-        correct=is_right(prediction),
-    )
-
-
 def _stop_if_not_finite(state: TrainState, batch: Batch, limit: int) -> None:
     if int(state.bad_in_a_row) >= limit:
         raise FloatingPointError(
@@ -401,41 +361,3 @@ def _batch_hash(batch: Batch) -> str:
     for leaf in jax.tree.leaves(batch):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _check_claim(workdir: Path, config: Mapping) -> None:
-    """Refuses the directory of a run with another config."""
-    file = workdir / "config.json"
-    if not file.is_file():
-        return
-    old, new = (_flat(c) for c in (json.loads(file.read_text()), json.loads(json.dumps(config))))
-    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
-        lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-        raise ValueError(
-            f"{workdir} holds a run with another config; give another --workdir, or delete it:"
-            f"\n  {lines}"
-        )
-
-
-def _claim(workdir: Path, config: Mapping) -> None:
-    """Writes ``config.json``, once everything that the config names has been found to fit."""
-    file = workdir / "config.json"
-    if is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name("config.json.partial")
-        partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.replace(partial, file)
-    wait_for_all("config.json")
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"process {jax.process_index()} does not see {file}, which the first process wrote: "
-            "give a --workdir that all processes share"
-        )
-
-
-def _flat(value, prefix: str = "") -> dict:
-    if not isinstance(value, dict):
-        return {prefix.removesuffix("."): value}
-    return {
-        k: v for key, below in value.items() for k, v in _flat(below, f"{prefix}{key}.").items()
-    }

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from conversion.engine import plan_weights
+from conversion.weights import plan_weights
 from mmjax.data import templates
 from mmjax.data.batch import Batch
 from mmjax.data.example import BadSample, Example, Media, Text, Turn
@@ -33,12 +33,12 @@ from mmjax.train.build import (
     load_tokenizer,
     make_pipeline,
     stage_selection,
-    weight_sources,
 )
 from mmjax.train.config import check
 from mmjax.train.memory import device_memory
 from mmjax.train.metrics import human
 from mmjax.train.optim import OptimizerConfig, make_optimizer
+from mmjax.train.origin import parts, runs_before, trained_shapes, weight_sources
 from mmjax.train.report import human_bytes, parameter_table, text_table
 
 FAILURES = (ValueError, OSError, KeyError, TypeError, RuntimeError, ImportError, BadSample)
@@ -256,8 +256,15 @@ def _weights(report: Report, config: dict, wanted: Mapping[str, ParamSpec]) -> N
             lines.append(f"    not in it, initialised: {', '.join(facts['initialised'])}")
         if facts["ignored"]:
             lines.append(f"    not read: {', '.join([*facts['ignored']][:5])}")
-    for part, where in config["weights"].items():
-        if not where and part != "all" and not config["weights"].get("all"):
+    for folder, run in runs_before(config):
+        look = lambda f=folder, r=run: trained_shapes(f, r, wanted)  # noqa: E731
+        shapes = report.attempt("weights.all", look)
+        if shapes is not None:
+            filled.update(shapes)
+            stages = ", ".join(run["stages"])
+            lines.append(f"  then {folder}: {len(shapes)} arrays that its {stages} trained")
+    for part, where in parts(config).items():
+        if not where and not config["weights"].get("all"):
             filled.update(path for path in wanted if path.startswith(f"{part}."))
             lines.append(f"  weights.{part}: not set")
     if created := sorted({path.split(".")[0] for path in wanted.keys() - filled}):

@@ -2,37 +2,34 @@
 
 import dataclasses
 import json
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from conversion import engine
-from conversion.engine import ConversionError, config_from_hf, load_weights
-from conversion.huggingface import NETWORKS
-from conversion.io import Entry, Source, SourceError, read
-from conversion.store import save_imported
+from conversion.engine import ConversionError
+from conversion.huggingface import NETWORKS, config_from_hf, config_to_hf
+from conversion.io import Entry, Source, read
+from conversion.rules import Rule, Table
 from conversion.tables.clip import CLIP
 from conversion.tables.llama import LLAMA
 from mmjax.models.clip import MEAN, STD, Clip
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.nn.param import merge, specs
-from mmjax.systems.lmeye import LMEye, LMEyeConfig
 
 
 def _source(arrays, name="source"):
     return Source(name, {k: Entry(a.shape, a.dtype, lambda a=a: a) for k, a in arrays.items()})
 
 
-def _arrays(folder):
+def arrays_of(folder):
     return {key: entry.load() for key, entry in read(folder).entries.items()}
 
 
-def _assert_same(a, b):
+def assert_same(a, b):
     assert a.keys() == b.keys()
     for key in a:
         assert a[key].dtype == b[key].dtype and a[key].shape == b[key].shape, key
@@ -43,7 +40,7 @@ def _assert_same(a, b):
 def llama(llama_folder):
     """(config, the specs of its model, its checkpoint's arrays)"""
     config = config_from_hf(llama_folder)
-    return config, specs(Llama(config)), _arrays(llama_folder)
+    return config, specs(Llama(config)), arrays_of(llama_folder)
 
 
 @pytest.mark.parametrize("name", ["llama", "clip"])
@@ -51,13 +48,13 @@ def llama(llama_folder):
 def test_import_then_export_is_bit_equal(name, dtype, request):
     folder = request.getfixturevalue(f"{name}_folder")
     network = NETWORKS[name]
-    arrays = {key: array.astype(jnp.dtype(dtype)) for key, array in _arrays(folder).items()}
+    arrays = {key: array.astype(jnp.dtype(dtype)) for key, array in arrays_of(folder).items()}
     params = engine.load(
         network.table, _source(arrays), specs(network.model(config_from_hf(folder)))
     )
-    _assert_same(dict(engine.export(network.table, params)), arrays)
+    assert_same(dict(engine.export(network.table, params)), arrays)
     on_device = {path: jnp.asarray(leaf) for path, leaf in params.items()}
-    _assert_same(dict(engine.export(network.table, on_device)), arrays)
+    assert_same(dict(engine.export(network.table, on_device)), arrays)
 
 
 def test_linear_layers_are_transposed_and_stacked(llama):
@@ -77,7 +74,7 @@ def test_a_split_stack_is_loaded_and_exported(llama):
     joined = [split[f"layers.{i}.mlp.up.kernel"] for i in range(2)]
     assert [len(part) for part in joined] == [2, 1]
     np.testing.assert_array_equal(np.concatenate(joined), whole["layers.mlp.up.kernel"])
-    _assert_same(dict(engine.export(LLAMA, split)), arrays)
+    assert_same(dict(engine.export(LLAMA, split)), arrays)
 
 
 def test_all_problems_at_once(llama):
@@ -107,7 +104,7 @@ def test_all_problems_at_once(llama):
 
 
 def test_two_spellings_of_one_tensor_are_a_problem():
-    table = engine.Table(rules=(engine.Rule(("new", "old"), "leaf"),))
+    table = Table(rules=(Rule(("new", "old"), "leaf"),))
     leaf = {"leaf": specs(Llama(LlamaConfig.tiny()))["norm.scale"]}
     array = np.zeros(128, np.float32)
     with pytest.raises(ConversionError, match="two spellings of one tensor: new and old"):
@@ -116,7 +113,7 @@ def test_two_spellings_of_one_tensor_are_a_problem():
 
 
 def test_buffers_are_ignored_and_reported(clip_folder):
-    arrays = _arrays(clip_folder) | {"text_model.embeddings.position_ids": np.arange(20)[None]}
+    arrays = arrays_of(clip_folder) | {"text_model.embeddings.position_ids": np.arange(20)[None]}
     config = config_from_hf(clip_folder)
     plan = engine.plan(CLIP, _source(arrays), specs(Clip(config)))
     assert list(plan.report()["ignored"]) == ["text_model.embeddings.position_ids"]
@@ -137,7 +134,7 @@ def test_added_rows_are_cut_off_joined_and_initialised(llama):
     params = engine.load(LLAMA, _source(longer), with_rows)
     np.testing.assert_array_equal(params["embedding.added"], more)
     assert params["embedding.table"].shape == (90, 32)
-    _assert_same(dict(engine.export(LLAMA, params)), longer)
+    assert_same(dict(engine.export(LLAMA, params)), longer)
 
     wrong = arrays | {"model.embed_tokens.weight": np.zeros((91, 32), np.float32)}
     with pytest.raises(
@@ -210,64 +207,10 @@ def test_export_refuses_parameters_without_a_rule(llama):
         engine.exported(LLAMA, params)
 
 
-@pytest.fixture
-def lmeye(llama_folder, clip_folder):
-    language = dataclasses.replace(config_from_hf(llama_folder), added_rows=2, splits=(1,))
-    return specs(LMEye(LMEyeConfig(language=language, clip=config_from_hf(clip_folder))))
-
-
-def test_load_weights_fills_parts_of_a_system(lmeye, llama_folder, clip_folder):
-    params = load_weights({"language": str(llama_folder), "clip": str(clip_folder)}, lmeye)
-    assert params.keys() == {path for path in lmeye if path.startswith(("language.", "clip."))}
-    assert all(params[path].shape == lmeye[path].shape for path in params)
-    arrays = _arrays(llama_folder)
-    np.testing.assert_array_equal(params["language.head.kernel"], arrays["lm_head.weight"].T)
-    kernel = params["language.layers.1.mlp.up.kernel"][1]
-    np.testing.assert_array_equal(kernel, arrays["model.layers.2.mlp.up_proj.weight"].T)
-
-
-def test_load_weights_takes_imported_checkpoints(lmeye, llama_folder, clip_folder, tmp_path):
-    plain = load_weights({"language": llama_folder, "clip": clip_folder}, lmeye)
-    for name, folder in (("llama", llama_folder), ("clip", clip_folder)):
-        network = NETWORKS[name]
-        params = engine.load(
-            network.table, read(folder), specs(network.model(config_from_hf(folder)))
-        )
-        save_imported(tmp_path / name, {"system": name, "variant": None, "model": {}}, params, {})
-    parts = {"language": tmp_path / "llama", "clip": tmp_path / "clip"}
-    _assert_same(load_weights(parts, lmeye), plain)
-
-    whole = {"system": "lmeye", "variant": None, "model": {}}
-    save_imported(tmp_path / "part", whole, plain, {})
-    _assert_same(load_weights(parts | {"clip": tmp_path / "part"}, lmeye), plain)
-
-
-def test_load_weights_names_the_part_that_does_not_fit(lmeye, llama_folder, clip_folder):
-    with pytest.raises(ConversionError, match="it holds another network than the part 'language'"):
-        load_weights({"language": clip_folder, "clip": clip_folder}, lmeye)
-    with pytest.raises(ConversionError, match="no parameters below 'tower'"):
-        load_weights({"tower": clip_folder}, lmeye)
-
-
-def test_load_weights_reads_no_pickles(lmeye, llama_folder, tmp_path):
-    shutil.copytree(llama_folder, tmp_path, dirs_exist_ok=True)
-    state = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    with pytest.raises(SourceError, match=r"pytorch_model\.bin: a pickle.*conversion import"):
-        load_weights({"language": tmp_path}, lmeye)
-
-
-def test_load_weights_finds_assets(lmeye, llama_folder, tmp_path, monkeypatch):
-    shutil.copytree(llama_folder, tmp_path / "assets" / "tiny" / "llama")
-    monkeypatch.setattr(engine.resources, "files", lambda package: {"mmjax": tmp_path}[package])
-    assert "language.norm.scale" in load_weights({"language": "asset:tiny/llama"}, lmeye)
-
-
 def test_configs_survive_the_way_to_hf_and_back(llama_folder, clip_folder):
     for folder in (llama_folder, clip_folder):
         config = config_from_hf(folder)
-        values = json.loads(json.dumps(engine.config_to_hf(config)))
+        values = json.loads(json.dumps(config_to_hf(config)))
         assert NETWORKS[values["model_type"]].from_hf(values) == config
     assert config_from_hf(llama_folder).rope_base == 5000.0
     assert config_from_hf(llama_folder).num_kv_heads == 2
@@ -275,9 +218,9 @@ def test_configs_survive_the_way_to_hf_and_back(llama_folder, clip_folder):
 
 
 def test_hf_config_read_by_transformers_is_ours(llama_folder, clip_folder):
-    ours = transformers.LlamaConfig.from_dict(engine.config_to_hf(config_from_hf(llama_folder)))
+    ours = transformers.LlamaConfig.from_dict(config_to_hf(config_from_hf(llama_folder)))
     assert ours.rope_parameters["rope_theta"] == 5000.0 and ours.num_key_value_heads == 2
-    ours = transformers.CLIPConfig.from_dict(engine.config_to_hf(config_from_hf(clip_folder)))
+    ours = transformers.CLIPConfig.from_dict(config_to_hf(config_from_hf(clip_folder)))
     assert ours.text_config.eos_token_id == 49 and ours.vision_config.patch_size == 4
 
 

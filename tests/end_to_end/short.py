@@ -1,9 +1,11 @@
 """The default config at a hundredth of its length, as a config file of its own."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PACE = ("time", "samples_per_second", "tokens_per_second", "seconds_per_step", "data_wait")
 
 
 def load_config(name: str):
@@ -46,3 +48,9 @@ def get_config(variant: str = ""):
         config.instruct.eval.data.options, config.test.data.options = {"limit": 21}, {"limit": 37}
         config.test.batch_size = 16
     return config
+
+
+def measured(workdir: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, without its pace."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in PACE} for line in lines]

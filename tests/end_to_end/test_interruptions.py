@@ -1,6 +1,5 @@
 """Runs in processes of their own that are killed, told to stop, or run out of disk; then go on."""
 
-import json
 import os
 import random
 import resource
@@ -12,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
-from end_to_end.short import ROOT
+from end_to_end.short import PACE, ROOT, measured
 from train.test_metrics import events
 
 CONFIG = ROOT / "tests" / "end_to_end" / "short.py"
 STEPS = {"align": 4, "instruct": 16}
-_PACE = ("time", "samples_per_second", "tokens_per_second", "seconds_per_step", "data_wait")
 
 
 def start(workdir: Path, output: int | None = None) -> subprocess.Popen:
@@ -76,12 +74,10 @@ def result(workdir: Path) -> dict:
                 folder, args=ocp.args.StandardRestore(leaves)
             )
             arrays |= {f"{stage}/{item}/{path}": x.tobytes() for path, x in read.items()}
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    kept = [{name: x for name, x in line.items() if name not in _PACE} for line in lines]
     shown = [
-        event[:2] + event[3:] for event in events(workdir) if event[0].split("/")[1] not in _PACE
+        event[:2] + event[3:] for event in events(workdir) if event[0].split("/")[1] not in PACE
     ]
-    return {"arrays": arrays, "metrics": kept, "events": shown}
+    return {"arrays": arrays, "metrics": measured(workdir), "events": shown}
 
 
 def test_killed_stopped_and_out_of_disk_it_ends_as_if_nothing_had_happened(tmp_path):

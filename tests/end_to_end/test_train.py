@@ -105,6 +105,15 @@ def test_stopped_twice_and_started_again_ends_the_same(finished, tmp_path, monke
     assert ends[0] | {"time": 0} == ends[1] | {"time": 0}
 
 
+def test_a_run_starts_from_a_finished_one(finished):
+    config = short_config()
+    config["weights"]["all"] = str(finished.workdir)
+    params = build(config).params
+    assert params.keys() == finished.stages[-1].keys()
+    for path, value in finished.stages[-1].items():
+        np.testing.assert_array_equal(params[path], value, err_msg=path)
+
+
 def test_a_run_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path):
     config = short_config()
     config["max_bad_steps"] = 3

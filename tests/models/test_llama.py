@@ -7,7 +7,8 @@ import tiny
 import torch
 import transformers
 
-from conversion.engine import config_from_hf, load
+from conversion.engine import load
+from conversion.huggingface import config_from_hf
 from conversion.io import read
 from conversion.tables.llama import LLAMA
 from mmjax.data.batch import Batch, Sequence

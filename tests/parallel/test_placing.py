@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conversion.engine import load_weights
+from conversion.weights import load_weights
 from mmjax.nn.param import ParamSpec, init_params, normal, specs
 from mmjax.parallel.mesh import make_abstract_mesh, make_mesh
 from mmjax.parallel.sharding import REPLICATE_BELOW, place, replicated, resolve

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from end_to_end.short import ROOT, get_config
+from end_to_end.short import ROOT, get_config, measured
 
 from mmjax.data.features import FeatureStore
 from mmjax.parallel import distributed
@@ -21,7 +21,6 @@ from mmjax.parallel.sharding import row_share
 from mmjax.train import build, loop
 from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
-from mmjax.train.metrics import read_metrics
 
 SHORT = "tests/end_to_end/short.py"
 
@@ -77,25 +76,37 @@ def wait_for(processes: list[subprocess.Popen]) -> list[str]:
 def metrics(workdir) -> dict[tuple[str, int], dict]:
     """Measured values, of lines of the same stage and step together."""
     lines: dict[tuple[str, int], dict] = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in measured(workdir):
         key = record.pop("stage"), record.pop("step")
         lines[key] = lines.get(key, {}) | record
-    pace = {"time", "samples_per_second", "tokens_per_second", "seconds_per_step", "data_wait"}
-    return {key: {k: v for k, v in line.items() if k not in pace} for key, line in lines.items()}
+    return lines
 
 
 def assert_same_run(workdir, other) -> None:
-    """Losses and weights to rounding, and every answer."""
-    mine, theirs = metrics(workdir), metrics(other)
-    assert mine.keys() == theirs.keys()
-    for key, line in mine.items():
-        assert line == pytest.approx(theirs[key], rel=1e-4), key
-    assert (workdir / "samples.html").read_text() == (other / "samples.html").read_text()
+    """The same files; losses, weights and features to rounding, and every answer."""
+
+    def both(read):
+        return read(workdir), read(other)
+
+    names, expected = both(lambda run: {path.name for path in run.iterdir()})
+    assert names == expected
+    lines, expected = both(measured)
+    assert len(lines) == len(expected)
+    lines, expected = both(metrics)
+    assert lines.keys() == expected.keys()
+    for key, line in lines.items():
+        assert line == pytest.approx(expected[key], rel=1e-4), key
+    page, expected = both(lambda run: (run / "samples.html").read_text())
+    assert page == expected
     for stage in get_config("spread").stages:
-        mine, theirs = (read_trainable(str(w / "checkpoints" / stage))[0] for w in (workdir, other))
-        for path, value in mine.items():
-            np.testing.assert_allclose(value, theirs[path], atol=2e-5, err_msg=path)
+        weights, expected = both(lambda run, s=stage: read_trainable(run / "checkpoints" / s)[0])
+        for path, value in weights.items():
+            np.testing.assert_allclose(value, expected[path], atol=2e-5, err_msg=path)
+    keys, expected = both(lambda run: (run / "features" / "keys.jsonl").read_text())
+    assert keys == expected
+    keys = [json.loads(key) for key in keys.splitlines()]
+    features, expected = both(lambda run: FeatureStore(run / "features")[keys])
+    np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 def rewind(workdir, other, *, after: int) -> None:
@@ -120,13 +131,6 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, quick_compil
     assert "Stage align is done" in first and "Stage instruct goes on after step 2" in first
     assert second == ""
     assert_same_run(shared, alone)
-    assert {path.name for path in shared.iterdir()} == {path.name for path in alone.iterdir()}
-    assert len(read_metrics(shared / "metrics.jsonl")) == len(read_metrics(alone / "metrics.jsonl"))
-    keys = (alone / "features" / "keys.jsonl").read_text()
-    assert (shared / "features" / "keys.jsonl").read_text() == keys
-    features, expected = (FeatureStore(w / "features") for w in (shared, alone))
-    keys = [json.loads(key) for key in keys.splitlines()]
-    np.testing.assert_allclose(features[keys], expected[keys], atol=1e-5)
 
     rewind(shared, back, after=4)
     train_here(back, 4, monkeypatch)

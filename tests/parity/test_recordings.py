@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,15 +79,6 @@ def words(rng, count: int) -> list[int]:
     return rng.integers(7, 60, count).tolist()
 
 
-def save(folder: Path, config: dict, state: dict, recorded: dict) -> Path:
-    folder.mkdir(exist_ok=True)
-    plain = lambda tensors: {k: v.detach().numpy().copy() for k, v in tensors.items()}  # noqa: E731
-    save_file(plain(state), folder / "state.safetensors")
-    save_file(plain(recorded), folder / "io.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def trained(generator, *shape, scale=0.3) -> torch.nn.Parameter:
     return torch.nn.Parameter(scale * torch.randn(*shape, generator=generator))
 
@@ -109,16 +101,38 @@ def own_state(modules: dict) -> dict[str, torch.Tensor]:
     return state
 
 
+def next_token_loss(logits, labels) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def save(folder: Path, about: dict, llm, own: dict, others: dict, recorded: dict) -> Path:
+    """A recording.
+
+    Args:
+      about: ``variant``, ``llm_config``, ``special_ids`` but for pad and eos, and what else is in
+        config.json.
+      own: modules and parameters that were trained; their gradients are recorded, too.
+      others: the rest of the state, but for the language model's.
+    """
+    own = own_state(own)
+    recorded = recorded | {f"grad.{name}": value.grad for name, value in own.items()}
+    folder.mkdir(exist_ok=True)
+    for name, tensors in (("state", language_state(llm) | others | own), ("io", recorded)):
+        plain = {key: value.detach().numpy().copy() for key, value in tensors.items()}
+        save_file(plain, folder / f"{name}.safetensors")
+    special = {"pad": PAD, "eos": EOS} | about["special_ids"]
+    about = about | {"llm": "llama", "special_ids": special}
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
 def align_recording(folder: Path) -> Path:
     """Stage 1: the picture's vector is added at position 0; all of the caption is predicted."""
     config = language_config(
         vocab_size=53, num_hidden_layers=2, hidden_size=20, num_attention_heads=2
     )
-    llm, generator, rng = (
-        language_model(config, 1),
-        torch.Generator().manual_seed(2),
-        np.random.default_rng(3),
-    )
+    llm, generator = language_model(config, 1), torch.Generator().manual_seed(2)
+    rng = np.random.default_rng(3)
     own = {"imageLinear": linear(generator, 12, 20), "new_embedding": trained(generator, 1, 20)}
     image_token = config["vocab_size"] - 2
     texts = [[image_token, *rng.integers(7, 50, n).tolist(), EOS] for n in (7, 4, 1)]
@@ -130,11 +144,8 @@ def align_recording(folder: Path) -> Path:
     embeds = llm.get_input_embeddings()(ids).clone()
     embeds[:, 0] += prompt + own["new_embedding"]
     out = llm(inputs_embeds=embeds, attention_mask=mask)
-    loss = torch.nn.functional.cross_entropy(
-        out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    )
+    loss = next_token_loss(out.logits, labels)
     loss.backward()
-    state = own_state(own)
     recorded = dict(
         clip_img_input=v,
         llm_text_input=ids,
@@ -145,15 +156,9 @@ def align_recording(folder: Path) -> Path:
         logits=out.logits,
         loss=loss[None],
     )
-    recorded |= {f"grad.{name}": value.grad for name, value in state.items()}
-    special = {"<img>": image_token, "pad": PAD, "eos": EOS}
-    about = {
-        "variant": "stage1_llama",
-        "llm": "llama",
-        "llm_config": config,
-        "special_ids": special,
-    }
-    return save(folder, about, language_state(llm) | state, recorded)
+    special = {"<img>": image_token}
+    about = {"variant": "stage1_llama", "llm_config": config, "special_ids": special}
+    return save(folder, about, llm, own, {}, recorded)
 
 
 @dataclasses.dataclass
@@ -221,9 +226,7 @@ class Original:
         inside = self.interact(v, hidden, first)
         embeds_2 = self.embed(second, v, inside["imgd_prompt"])
         logits = self.read(embeds_2, second_mask)[1]
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        )
+        loss = next_token_loss(logits, labels)
         loss.backward()
         return inside | dict(
             img_prompt=self.own["imgLinear"](v),
@@ -320,44 +323,44 @@ def instruct_recording(folder: Path, *, k: int, p: int) -> Path:
     recorded |= model.generate(
         torch.randn(3, 12, 12, generator=generator), torch.tensor(prompts[:1]), 5
     )
-    own = own_state(model.own)
-    recorded |= {f"grad.{name}": value.grad for name, value in own.items()}
-    state = (
-        language_state(model.llm)
-        | {f"clip.{key}": value for key, value in model.clip.state_dict().items()}
-        | own
-    )
-    state["clip.text_model.embeddings.position_ids"] = torch.arange(11)[None]
-    special = {
-        "<img>": image,
-        "<img-d>": slot,
-        "pad": PAD,
-        "eos": EOS,
-        "bos": BOS,
-        "answer_marker": ANSWER,
-    }
+    clip = {f"clip.{key}": value for key, value in model.clip.state_dict().items()}
+    clip["clip.text_model.embeddings.position_ids"] = torch.arange(11)[None]
     about = {
         "variant": "ipn_llama",
-        "llm": "llama",
         "llm_config": config,
-        "special_ids": special,
+        "special_ids": {"<img>": image, "<img-d>": slot, "bos": BOS, "answer_marker": ANSWER},
         "dims": {"clip_heads": 4, "query_len": k, "prompt_len": p},
     }
-    return save(folder, about, state, recorded)
+    return save(folder, about, model.llm, model.own, clip, recorded)
+
+
+def edited(source: Path, folder: Path, file: str, edit: Callable[[dict], None]) -> Path:
+    """A copy in which the tensors of ``file`` are as ``edit`` leaves them."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / file)
+    edit(tensors)
+    save_file(tensors, folder / file)
+    return folder
 
 
 def spoil(source: Path, folder: Path, changes) -> Path:
     """A copy in which every recorded tensor in ``changes`` is off by that much at one index."""
-    shutil.copytree(source, folder)
-    recorded = load_file(folder / "io.safetensors")
-    for name, (index, amount) in changes.items():
-        recorded[name][index] += amount
-    save_file(recorded, folder / "io.safetensors")
-    return folder
+
+    def edit(recorded: dict) -> None:
+        for name, (index, amount) in changes.items():
+            recorded[name][index] += amount
+
+    return edited(source, folder, "io.safetensors", edit)
 
 
 def failed(output: str) -> list[str]:
     return re.findall(r"^  (\S+) .*FAIL$", output, re.MULTILINE)
+
+
+@pytest.fixture
+def parity(capsys) -> Callable[..., tuple[int, str]]:
+    """(exit code, output) of the command on some folders."""
+    return lambda *folders: (main(list(folders)), capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")
@@ -365,36 +368,30 @@ def aligned(tmp_path_factory) -> Path:
     return align_recording(tmp_path_factory.mktemp("stage1"))
 
 
-def test_the_originals_recording(capsys):
-    assert main([FIXTURE]) == 0
-    output = capsys.readouterr().out
+def test_the_originals_recording(parity):
+    code, output = parity(FIXTURE)
+    assert code == 0
     recorded = load_file(FIXTURE / "io.safetensors")
     left_out = re.findall(r"^  (\S+) +left out: ", output, re.MULTILINE)
     assert set(left_out) == {
-        *(
-            "clip_attention_mask",
-            "clip_text_input",
-            "clip_img_input",
-            "gen_input_ids",
-            "gen_image",
-            "labels",
-        ),
-        *("llm_attention_mask", "llm_text_input", "pre_llm_attention_mask", "pre_llm_text_input"),
-    }
+        "clip_attention_mask", "clip_text_input", "clip_img_input", "gen_input_ids", "gen_image",
+        "labels", "llm_attention_mask", "llm_text_input", "pre_llm_attention_mask",
+        "pre_llm_text_input",
+    }  # fmt: skip
     assert f"{len(recorded) - 10} of {len(recorded)} tensors compared" in output
 
 
-def test_a_recording_of_stage_1(aligned, capsys):
-    assert main([aligned]) == 0
-    assert "7 of 7 agree; 7 of 11 tensors compared" in capsys.readouterr().out
+def test_a_recording_of_stage_1(aligned, parity):
+    code, output = parity(aligned)
+    assert code == 0 and "7 of 7 agree; 7 of 11 tensors compared" in output
 
 
-def test_a_recording_of_stage_2_at_other_dims(tmp_path, capsys):
-    assert main([instruct_recording(tmp_path / "recording", k=3, p=2)]) == 0
-    assert "30 of 30 agree; 30 of 40 tensors compared" in capsys.readouterr().out
+def test_a_recording_of_stage_2_at_other_dims(tmp_path, parity):
+    code, output = parity(instruct_recording(tmp_path / "recording", k=3, p=2))
+    assert code == 0 and "30 of 30 agree; 30 of 40 tensors compared" in output
 
 
-def test_an_error_in_the_fourth_digit_is_found(aligned, tmp_path, capsys):
+def test_an_error_in_the_fourth_digit_is_found(aligned, tmp_path, parity):
     """And a difference at a pad is none."""
     off = {
         "img_prompt": ((2, 3), 1e-3),
@@ -403,11 +400,11 @@ def test_an_error_in_the_fourth_digit_is_found(aligned, tmp_path, capsys):
         "grad.imageLinear.weight": ((19, 11), 1e-3),
         "inputs_embeds": ((1, 8, 0), 1e-3),  # a pad
     }
-    assert main([spoil(aligned, tmp_path / "spoilt", off)]) == 1
-    assert sorted(failed(capsys.readouterr().out)) == sorted(off.keys() - {"inputs_embeds"})
+    code, output = parity(spoil(aligned, tmp_path / "spoilt", off))
+    assert code == 1 and sorted(failed(output)) == sorted(off.keys() - {"inputs_embeds"})
 
 
-def test_errors_in_the_originals_recording_are_found(tmp_path, capsys):
+def test_errors_in_the_originals_recording_are_found(tmp_path, parity):
     recorded = load_file(FIXTURE / "io.safetensors")
     names = [
         name
@@ -416,31 +413,24 @@ def test_errors_in_the_originals_recording_are_found(tmp_path, capsys):
     ]
     off = {name: ((0,) * recorded[name].ndim, 1e-3) for name in names if name != "clip_img_input"}
     off["gen_output_ids"] = ((0, 5), 1)
-    assert main([spoil(FIXTURE, tmp_path / "spoilt", off)]) == 1
-    output = capsys.readouterr().out
-    assert sorted(failed(output)) == sorted(off)
+    code, output = parity(spoil(FIXTURE, tmp_path / "spoilt", off))
+    assert code == 1 and sorted(failed(output)) == sorted(off)
     assert "0 of 1 recordings pass" in output
 
 
-def test_what_is_no_recording_fails(aligned, tmp_path, capsys):
+def test_what_is_no_recording_fails(aligned, tmp_path, parity):
     folder = shutil.copytree(aligned, tmp_path / "other")
-    config = json.loads((folder / "config.json").read_text()) | {
-        "llm": "bloom",
-        "variant": "stage1_bloom",
-    }
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"llm": "bloom", "variant": "stage1_bloom"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert main([folder, tmp_path / "nothing"]) == 1
-    output = capsys.readouterr().out
+    code, output = parity(folder, tmp_path / "nothing")
+    assert code == 1
     assert "no system here knows this recording (variant 'stage1_bloom')" in output
     assert "0 of 2 recordings pass" in output
 
 
-def test_a_state_that_lacks_a_tensor_fails(aligned, tmp_path, capsys):
-    folder = shutil.copytree(aligned, tmp_path / "lacking")
-    state = load_file(folder / "state.safetensors")
-    del state["llm.model.layers.1.mlp.up_proj.weight"]
-    save_file(state, folder / "state.safetensors")
-    assert main([folder]) == 1
-    assert (
-        "missing from the source: llm.model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
-    )
+def test_a_state_that_lacks_a_tensor_fails(aligned, tmp_path, parity):
+    lost = "llm.model.layers.1.mlp.up_proj.weight"
+    folder = edited(aligned, tmp_path / "x", "state.safetensors", lambda state: state.pop(lost))
+    code, output = parity(folder)
+    assert code == 1 and f"missing from the source: {lost}" in output

@@ -1,18 +1,24 @@
-"""The foundations' losses; their networks are compared with transformers' in ``tests/models``."""
+"""The foundations' losses, and their configs; their networks: ``tests/models``."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from end_to_end.short import load_config
 
 from mmjax.data.batch import Batch, Sequence
 from mmjax.nn.param import merge, specs
+from mmjax.parallel.mesh import make_mesh
 from mmjax.systems.foundation import (
     Contrastive,
     ContrastiveConfig,
     LanguageModel,
     LanguageModelConfig,
 )
+from mmjax.train import build, loop
+from mmjax.train.config import resolve
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -72,3 +78,19 @@ def test_a_language_model_that_knows_nothing():
     loss, weight, _ = jax.jit(lambda b: merge(system, params).loss(b))(Batch(np.arange(3), plain))
     assert float(weight) == 0.5 * target.weights.sum()
     np.testing.assert_allclose(loss / weight, np.log(24), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["llama", "clip"])
+def test_the_config_trains(variant, tmp_path, monkeypatch):
+    """Without a test, and without pretrained weights."""
+    config = load_config(f"foundation.py:{variant}")
+    config.stages = config.stages[:1]
+    stage = config[config.stages[0]]
+    stage.update(steps=1, batch_size=4, log_every=1)
+    stage.optimizer.warmup_steps = 0
+    if variant == "llama":
+        stage.data.options = {"num_documents": 50}
+        del config.words
+    monkeypatch.setattr(build, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
+    assert loop.train(resolve(config), tmp_path) == {}
+    assert "loss" in json.loads((tmp_path / "metrics.jsonl").read_text())

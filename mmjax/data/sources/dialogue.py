@@ -1,4 +1,4 @@
-"""Dialogues with pictures, in the spellings of others, become examples.
+"""Dialogues with pictures, in the spellings of others, become examples: `DialogueRecords`.
 
 A placeholder ``<image>`` in a user's text stands for the next picture, and there must be as many as
 pictures. It is read in the user's text only, and in the one field where the format has it; to write
@@ -17,14 +17,14 @@ place for it refuse the record) or ``user`` (put before the first question).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.data.example import Example, Media, Text, Turn
-from mmjax.data.sources.records import checked
+from mmjax.data.sources import records
 
 PLACEHOLDER = "<image>"
-Turns = Literal["each", "first", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +35,91 @@ class Message:
     content: tuple[str | None, ...]
 
 
-def check_options(turns: str, system: str = "keep") -> None:
-    if turns not in ("each", "first", "all"):
-        raise ValueError(f"turns must be 'each', 'first' or 'all', got {turns!r}")
-    if system not in ("keep", "user"):
-        raise ValueError(f"system must be 'keep' or 'user', got {system!r}")
+class DialogueRecords(records.Records):
+    """A file of dialogues; subclasses are its format.
+
+    Attributes:
+      images: the fields of a record of which one has the pictures.
+      messages: the field that has the messages.
+      role_field: of a message: who says it.
+      content_field: of a message: what is said.
+      roles: who may say it -> the role in the example.
+    """
+
+    images: tuple[str, ...]
+    messages: str
+    role_field: str
+    content_field: str
+    roles: Mapping[str, str]
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path | None = None,
+        turns: Literal["each", "first", "all"] = "each",
+        system: Literal["keep", "user"] = "keep",
+    ):
+        """Reads and checks the whole file, but opens no picture.
+
+        Raises:
+          FileNotFoundError: no such file.
+          ValueError: bad records (lists the first 20, with line and field), or no records at all.
+        """
+        if turns not in ("each", "first", "all"):
+            raise ValueError(f"turns must be 'each', 'first' or 'all', got {turns!r}")
+        if system not in ("keep", "user"):
+            raise ValueError(f"system must be 'keep' or 'user', got {system!r}")
+        path = records.existing(path)
+        self._file, self._root = path.name, path.parent if image_root is None else Path(image_root)
+        self._whole, self._keep_system = turns == "all", system == "keep"
+        dialogues = records.parse_all(path, self._items(path), lambda *item: [self._parse(*item)])
+        count, notices = sum(map(len, dialogues)), []
+        if turns == "first":
+            dialogues = [exchanges[:1] for exchanges in dialogues]
+        if left_out := count - sum(map(len, dialogues)):
+            notices = [f"turns='first': {left_out:,} later exchanges are left out"]
+        super().__init__(str(path), [each for dialogue in dialogues for each in dialogue], notices)
+
+    def _items(self, path: Path) -> Iterable[tuple[str, Any]]:
+        """(where, record) of everything in the file."""
+        return records.read_list(path)
+
+    def _parse(self, where: str, record: Any) -> list[Example]:
+        """The exchanges of a record. Raises ValueError that names the field."""
+        record = records.as_object(record)
+        name = records.id_of(record, f"{self._file}:{where.split()[-1]}")
+        what = f"field {' or '.join(map(repr, self.images))}"
+        images = records.paths_of(records.one_of(record, *self.images), what)
+        media = [Media(str(self._root / item), self._root / item) for item in images]
+        spoken = record.pop(self.messages, None)
+        if spoken is None:
+            return [self._without_messages(name, record, media)]
+        if not isinstance(spoken, list):
+            raise ValueError(f"field {self.messages!r}: expected a list, got {spoken!r:.60}")
+        messages = [self._message(f"message {n}", message) for n, message in enumerate(spoken)]
+        info = records.info_of(record)
+        return examples_of(
+            name, messages, media, info, whole=self._whole, keep_system=self._keep_system
+        )
+
+    def _without_messages(self, name: str, record: dict[str, Any], media: list[Media]) -> Example:
+        raise ValueError(f"field {self.messages!r} is missing")
+
+    def _message(self, where: str, message: Any) -> Message:
+        speaker = message.get(self.role_field) if isinstance(message, dict) else None
+        if not isinstance(speaker, str) or speaker not in self.roles:
+            raise ValueError(
+                f"{where}: expected an object whose {self.role_field!r} is "
+                f"{' or '.join(self.roles)}, got {message!r:.60}"
+            )
+        role, field = self.roles[speaker], self.content_field
+        return Message(role, content_of(role, message.get(field), f"{where}, {field!r}"))
 
 
 def content_of(role: str, value: Any, where: str) -> tuple[str | None, ...]:
     """Text, with placeholders if it is the user's; or a list of parts, whose texts have none."""
     if isinstance(value, str):
-        text = checked(where, value)
+        text = records.checked(where, value)
         if role != "user":
             return (text,)
         pieces = text.split(PLACEHOLDER)
@@ -66,7 +140,7 @@ def content_of(role: str, value: Any, where: str) -> tuple[str | None, ...]:
         if kind == "image" and role == "user":
             parts.append(None)
         elif kind == "text":
-            parts.append(checked(f"{where}, part {number}, 'text'", part.get("text")))
+            parts.append(records.checked(f"{where}, part {number}, 'text'", part.get("text")))
         else:
             raise ValueError(
                 f"{where}, part {number}: expected a part of type 'text'"
@@ -81,10 +155,10 @@ def examples_of(
     pictures: Sequence[Media],
     info: dict[str, str],
     *,
-    turns: Turns,
-    system: Literal["keep", "user"] = "keep",
-) -> tuple[list[Example], int]:
-    """(the examples of one dialogue, the number of exchanges that were left out).
+    whole: bool = False,
+    keep_system: bool = True,
+) -> list[Example]:
+    """The exchanges of a dialogue, or the ``whole`` of it in one example.
 
     Raises:
       ValueError: turns in a wrong order, or placeholders and pictures that do not match.
@@ -112,15 +186,15 @@ def examples_of(
         for message in spoken
     ]
     opening = [Turn("system", tuple(Text(part) for part in m.content)) for m in head]
-    if opening and system == "user":
+    if opening and not keep_system:
         (first,) = opening
         made[0] = Turn("user", (*first.parts, Text("\n"), *made[0].parts))
         opening = []
     exchanges = [made[i : i + 2] for i in range(0, len(made), 2)]
-    if turns == "all":
-        return [Example(name, (*opening, *made), info)], 0
+    if whole:
+        return [Example(name, (*opening, *made), info)]
     found = []
-    for number, (asked, *answered) in enumerate(exchanges[: 1 if turns == "first" else None]):
+    for number, (asked, *answered) in enumerate(exchanges):
         earlier = [part for turn in made[: 2 * number] for part in turn.parts]
         shown = tuple(part for part in earlier if isinstance(part, Media))
         turn = dataclasses.replace(asked, parts=(*shown, *asked.parts))
@@ -130,8 +204,4 @@ def examples_of(
         said = {"question": example.text("user")}
         said |= {"answer": example.text("assistant")} if answered else {}
         found.append(dataclasses.replace(example, info=info | said))
-    return found, len(exchanges) - len(found)
-
-
-def notices(left_out: int) -> list[str]:
-    return [f"turns='first': {left_out:,} later exchanges are left out"] if left_out else []
+    return found

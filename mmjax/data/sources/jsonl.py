@@ -25,109 +25,55 @@ Options: ``image_root``; ``turns`` and ``system`` for messages.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmjax.data.example import Example, Media, Text, Turn
-from mmjax.data.sources import dialogue, records
+from mmjax.data.sources import records
+from mmjax.data.sources.dialogue import DialogueRecords
+
+_ROLES = {role: role for role in ("system", "user", "assistant")}
 
 
-class Jsonl(records.Records):
+class Jsonl(DialogueRecords):
     """The records of a JSON Lines file."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        image_root: str | Path | None = None,
-        turns: dialogue.Turns = "each",
-        system: Literal["keep", "user"] = "keep",
-    ):
-        """Reads and checks the whole file, but opens no picture.
+    images = ("image", "images")
+    messages, role_field, content_field = "messages", "role", "content"
+    roles = _ROLES
 
-        Raises:
-          FileNotFoundError: no such file.
-          ValueError: bad lines (lists the first 20, with line and field), or no records at all.
-        """
-        path = records.existing(path)
-        dialogue.check_options(turns, system)
-        self._path, self._root = path, path.parent if image_root is None else Path(image_root)
-        self._turns, self._system, self._left_out = turns, system, 0
-        examples = records.parse_all(path, _lines(path), self._parse)
-        super().__init__(str(path), examples, dialogue.notices(self._left_out))
+    def _items(self, path: Path) -> Iterator[tuple[str, str]]:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"line {number}", line
 
     def _parse(self, where: str, line: str) -> list[Example]:
-        """Raises ValueError that names the field."""
         try:
             line.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"not UTF-8 text (column {error.start + 1})") from error
         record = records.as_object(records.parse_json(line.rstrip("\r\n")))
-        name = records.id_of(record, f"{self._path.name}:{where.removeprefix('line ')}")
-        images = records.paths_of(_one_of(record, "image", "images"), "field 'image' or 'images'")
-        media = [Media(str(self._root / item), self._root / item) for item in images]
-        if record.get("messages") is not None:
-            return self._dialogue(name, record, media)
-        return [_exchange(name, record, media)]
-
-    def _dialogue(self, name: str, record: dict[str, Any], media: list[Media]) -> list[Example]:
-        spoken = record.pop("messages")
         for field in ("question", "text", "answer", "caption"):
-            if record.get(field) is not None:
+            if record.get("messages") is not None and record.get(field) is not None:
                 raise ValueError(f"fields 'messages' and {field!r} say the same; give one")
-        if not isinstance(spoken, list):
-            raise ValueError(f"field 'messages': expected a list, got {spoken!r:.60}")
-        messages = []
-        for number, message in enumerate(spoken):
-            where = f"message {number}"
-            role = message.get("role") if isinstance(message, dict) else None
-            if role not in ("system", "user", "assistant"):
-                raise ValueError(
-                    f"{where}: expected an object with the role system, user or assistant, "
-                    f"got {message!r:.60}"
-                )
-            content = dialogue.content_of(role, message.get("content"), f"{where}, 'content'")
-            messages.append(dialogue.Message(role, content))
-        examples, left_out = dialogue.examples_of(
-            name,
-            messages,
-            media,
-            records.info_of(record),
-            turns=self._turns,
-            system=self._system,
-        )
-        self._left_out += left_out
-        return examples
+        return super()._parse(where, record)
 
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"line {number}", line
-
-
-def _exchange(name: str, record: dict[str, Any], media: list[Media]) -> Example:
-    question = _text(record, "question", "text")
-    answer = _text(record, "answer", "caption")
-    if question is None and not media:
-        raise ValueError("it has neither a picture (field 'image') nor a text (field 'question')")
-    said = {"question": question, "answer": answer}
-    info = records.info_of(record)
-    info |= {key: value for key, value in said.items() if value is not None}
-    asked = Turn("user", (*media, *([] if question is None else [Text(question)])))
-    answered = [] if answer is None else [Turn("assistant", (Text(answer),))]
-    return Example(name, (asked, *answered), info)
-
-
-def _one_of(record: dict[str, Any], *names: str) -> Any:
-    present = [name for name in names if record.get(name) is not None]
-    if len(present) > 1:
-        raise ValueError(f"fields {' and '.join(map(repr, present))} mean the same; give one")
-    values = {name: record.pop(name, None) for name in names}
-    return values[present[0]] if present else None
+    def _without_messages(self, name: str, record: dict[str, Any], media: list[Media]) -> Example:
+        question = _text(record, "question", "text")
+        answer = _text(record, "answer", "caption")
+        if question is None and not media:
+            raise ValueError(
+                "it has neither a picture (field 'image') nor a text (field 'question')"
+            )
+        said = {"question": question, "answer": answer}
+        info = records.info_of(record)
+        info |= {key: value for key, value in said.items() if value is not None}
+        asked = Turn("user", (*media, *([] if question is None else [Text(question)])))
+        answered = [] if answer is None else [Turn("assistant", (Text(answer),))]
+        return Example(name, (asked, *answered), info)
 
 
 def _text(record: dict[str, Any], *names: str) -> str | None:
-    value = _one_of(record, *names)
-    return (
-        value if value is None else records.checked(f"field {' or '.join(map(repr, names))}", value)
-    )
+    value = records.one_of(record, *names)
+    what = f"field {' or '.join(map(repr, names))}"
+    return None if value is None else records.checked(what, value)

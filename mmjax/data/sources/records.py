@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmjax.data.example import Example
 
+Parsed = TypeVar("Parsed")
 _MAX_SHOWN = 20
 
 
@@ -33,23 +34,23 @@ class Records:
 def parse_all(
     path: Path,
     items: Iterable[tuple[str, Any]],
-    parse: Callable[[str, Any], Iterable[Example]],
-) -> list[Example]:
-    """The examples of all items, (where, record).
+    parse: Callable[[str, Any], Iterable[Parsed]],
+) -> list[Parsed]:
+    """What all items, (where, record), become.
 
     Args:
       path: of the file, for messages.
       items: ``where`` names a record in messages: ``line 3``.
-      parse: (where, record) -> its examples; raises ValueError that names the field.
+      parse: (where, record) -> its examples, say; raises ValueError that names the field.
 
     Raises:
       ValueError: bad records (their number, and the first 20 of them), or no records at all.
     """
-    examples: list[Example] = []
+    found: list[Parsed] = []
     problems: list[str] = []
     for where, record in items:
         try:
-            examples += parse(where, record)
+            found += parse(where, record)
         except ValueError as error:
             problems.append(f"{where}: {error}")
     if problems:
@@ -58,9 +59,9 @@ def parse_all(
         more = f"\n  and {rest} more" if rest > 0 else ""
         kind = problems[0].split()[0]
         raise ValueError(f"{path}: {len(problems)} bad {kind}s\n  {shown}{more}")
-    if not examples:
+    if not found:
         raise ValueError(f"{path} holds no records")
-    return examples
+    return found
 
 
 def existing(path: str | Path) -> Path:
@@ -112,6 +113,15 @@ def as_object(record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, got {type(record).__name__}")
     return dict(record)
+
+
+def one_of(record: dict[str, Any], *names: str) -> Any:
+    """Takes fields that mean the same out of ``record``; None if it has none of them."""
+    present = [name for name in names if record.get(name) is not None]
+    if len(present) > 1:
+        raise ValueError(f"fields {' and '.join(map(repr, present))} mean the same; give one")
+    values = {name: record.pop(name, None) for name in names}
+    return values[present[0]] if present else None
 
 
 def text_of(record: dict[str, Any], field: str, *, needed: bool = True) -> str | None:

@@ -1,0 +1,95 @@
+"""What training starts from: pretrained weights for a model, or for its parts.
+
+The one door from training to the converter. Folders hold safetensors or an imported checkpoint;
+pickles are for `python -m conversion import`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from conversion.engine import ConversionError, Plan, Put, carry_out, plan, together
+from conversion.huggingface import NETWORKS, network_of
+from conversion.io import Source, read
+from conversion.rules import Rule, Table, segments
+from conversion.store import is_imported, read_imported
+from mmjax.nn.param import ParamSpec
+
+
+def load_weights(
+    parts: Mapping[str, str | Path],
+    specs: Mapping[str, ParamSpec],
+    *,
+    dtype=None,
+    put: Put | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray | jax.Array]:
+    """Pretrained weights for parts of a model: what training starts from.
+
+    Args:
+      parts: a module's path (``language``, ``clip``; "" = all of the model) -> a Hugging Face
+        folder, an imported checkpoint, or ``asset:<folder below mmjax/assets>``.
+      specs: of the whole model.
+      dtype, put, seed: as in `conversion.engine.load`.
+
+    Returns:
+      Every parameter below the paths in ``parts``, no others.
+
+    Raises:
+      SourceError: something is no checkpoint.
+      ConversionError: the checkpoints do not fit; all problems of all parts at once.
+    """
+    return carry_out(plan_weights(parts, specs, dtype=dtype), dtype=dtype, put=put, seed=seed)
+
+
+def plan_weights(
+    parts: Mapping[str, str | Path], specs: Mapping[str, ParamSpec], *, dtype=None
+) -> Plan:
+    """What `load_weights` would do: reads the files' headers, no tensor. Raises as it does."""
+    chosen, wanted = [], {}
+    for module, where in parts.items():
+        prefix = f"{module}." if module else ""
+        below = {path: spec for path, spec in specs.items() if path.startswith(prefix)}
+        if not below:
+            raise ConversionError(str(where), [f"the model has no parameters below {module!r}"])
+        table, source = _weights(locate(where), module, below)
+        name, part = (
+            f"{module or 'all'} from {where}",
+            f"the part {module!r}" if module else "the model",
+        )
+        if not any(table.fills(path) for path in below):
+            raise ConversionError(name, [f"it holds another network than {part}"])
+        chosen.append((table, dataclasses.replace(source, name=name)))
+        wanted |= below
+    return plan(*together(chosen), wanted, dtype=dtype)
+
+
+def locate(where: str | Path) -> Path:
+    """The folder that ``where`` means: a path, or ``asset:<folder below mmjax/assets>``."""
+    name = str(where)
+    if name.startswith("asset:"):
+        return Path(str(resources.files("mmjax"))) / "assets" / name.removeprefix("asset:")
+    return Path(where)
+
+
+def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple[Table, Source]:
+    """Opens one part; the table leads to the model's paths."""
+    prefix = f"{module}." if module else ""
+    if not is_imported(folder):
+        source = read(folder, pickles=False)
+        network = network_of(source.config, folder)
+        return NETWORKS[network].table.under(path_prefix=prefix), source
+    source = read_imported(folder)
+    if (system := source.config["system"]) in NETWORKS:
+        source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init
+    else:
+        entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
+        source, init = dataclasses.replace(source, entries=entries), ()
+    shapes = {path: spec.shape for path, spec in below.items()}
+    return Table(
+        rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in source.entries), init=init
+    ), source
