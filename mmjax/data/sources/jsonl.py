@@ -1,10 +1,16 @@
-"""Your own data: a JSON Lines file, ``jsonl:PATH``, one object a line, in one of two forms.
+"""Your own data: a JSON Lines file, ``jsonl:PATH``, one object a line, in one of three forms.
 
     {"image": "photos/1.jpg", "question": "What is this?", "answer": "a cat"}
 
 image | images     path, or list of paths: relative to the file (or to ``image_root``), or absolute
 question | text    what the user says; placeholders such as ``<image>`` in it stay text
 answer | caption   what is to be said; not needed for generation
+
+    {"parts": [{"type": "text", "text": "What is "}, {"type": "image", "image": "1.jpg"},
+               {"type": "text", "text": "?"}], "answer": "a cat"}
+
+parts              what the user says, texts and pictures in any order; paths as above
+answer | caption   as above
 
     {"images": ["1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"},
                                        {"role": "assistant", "content": "a cat"}]}
@@ -14,7 +20,7 @@ messages           of the roles system, user, assistant; content is text in whic
                    {"type": "text", "text": ...}; see `mmjax.data.sources.dialogue`
 image | images     as above
 
-and in both
+and in all of them
 
 id                 names it in messages and predictions; by default file:line
 kind               for sampling and for scores by kind
@@ -23,7 +29,7 @@ any other          text, number or boolean, kept in the example's ``info``
 Options: ``image_root``; ``turns`` and ``system`` for messages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,73 +55,130 @@ class Jsonl(records.Records):
         """
         path = records.existing(path)
         dialogue.check_options(turns, system)
-        self._path, self._root = path, path.parent if image_root is None else Path(image_root)
-        self._turns, self._system, self._left_out = turns, system, 0
-        examples = records.parse_all(path, _lines(path), self._parse)
-        super().__init__(str(path), examples, dialogue.notices(self._left_out))
+        root, left_out = path.parent if image_root is None else Path(image_root), 0
 
-    def _parse(self, where: str, line: str) -> list[Example]:
-        """Raises ValueError that names the field."""
-        try:
-            line.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"not UTF-8 text (column {error.start + 1})") from error
-        record = records.as_object(records.parse_json(line.rstrip("\r\n")))
-        name = records.id_of(record, f"{self._path.name}:{where.removeprefix('line ')}")
-        images = records.paths_of(_one_of(record, "image", "images"), "field 'image' or 'images'")
-        media = [Media(str(self._root / item), self._root / item) for item in images]
-        if record.get("messages") is not None:
-            return self._dialogue(name, record, media)
-        return [_exchange(name, record, media)]
+        def parse_one(where: str, line: str) -> list[Example]:
+            nonlocal left_out
+            name = f"{path.name}:{where.removeprefix('line ')}"
+            found, more = parse(line, name=name, root=root, turns=turns, system=system)
+            left_out += more
+            return found
 
-    def _dialogue(self, name: str, record: dict[str, Any], media: list[Media]) -> list[Example]:
-        spoken = record.pop("messages")
-        for field in ("question", "text", "answer", "caption"):
-            if record.get(field) is not None:
-                raise ValueError(f"fields 'messages' and {field!r} say the same; give one")
-        if not isinstance(spoken, list):
-            raise ValueError(f"field 'messages': expected a list, got {spoken!r:.60}")
-        messages = []
-        for number, message in enumerate(spoken):
-            where = f"message {number}"
-            role = message.get("role") if isinstance(message, dict) else None
-            if role not in ("system", "user", "assistant"):
-                raise ValueError(
-                    f"{where}: expected an object with the role system, user or assistant, "
-                    f"got {message!r:.60}"
-                )
-            content = dialogue.content_of(role, message.get("content"), f"{where}, 'content'")
-            messages.append(dialogue.Message(role, content))
-        examples, left_out = dialogue.examples_of(
-            name,
-            messages,
-            media,
-            records.info_of(record),
-            turns=self._turns,
-            system=self._system,
-        )
-        self._left_out += left_out
-        return examples
+        lines = ((f"line {number}", line) for number, line in lines_of(path))
+        examples = records.parse_all(path, lines, parse_one)
+        super().__init__(str(path), examples, dialogue.notices(left_out))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of every line that is not blank, read as they are asked for."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield f"line {number}", line
+                yield number, line
 
 
-def _exchange(name: str, record: dict[str, Any], media: list[Media]) -> Example:
+def parse(
+    line: str,
+    *,
+    name: str,
+    root: Path,
+    turns: dialogue.Turns = "each",
+    system: Literal["keep", "user"] = "keep",
+) -> tuple[list[Example], int]:
+    """(the examples of one line, the number of exchanges that were left out).
+
+    Args:
+      line: as `lines_of` gives it.
+      name: the id of a record that has none.
+      root: what paths are relative to.
+      turns, system: see `mmjax.data.sources.dialogue`.
+
+    Raises:
+      ValueError: names the field.
+    """
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not UTF-8 text (column {error.start + 1})") from error
+    record = records.as_object(records.parse_json(line.rstrip("\r\n")))
+    name = records.id_of(record, name)
+    _check_forms(record)
+    images = records.paths_of(_one_of(record, "image", "images"), "field 'image' or 'images'")
+    media = [_picture(root, item) for item in images]
+    if record.get("messages") is not None:
+        messages = _messages(record.pop("messages"))
+        info = records.info_of(record)
+        return dialogue.examples_of(name, messages, media, info, turns=turns, system=system)
+    if record.get("parts") is not None:
+        return [_exchange(name, record, _parts(record.pop("parts"), root))], 0
     question = _text(record, "question", "text")
-    answer = _text(record, "answer", "caption")
     if question is None and not media:
-        raise ValueError("it has neither a picture (field 'image') nor a text (field 'question')")
-    said = {"question": question, "answer": answer}
+        raise ValueError(
+            "it has neither a picture (field 'image') nor a text (field 'question'), nor 'parts'"
+        )
+    return [_exchange(name, record, (*media, *([] if question is None else [Text(question)])))], 0
+
+
+def _check_forms(record: dict[str, Any]) -> None:
+    """Raises ValueError if the same is said in two ways."""
+    excluded = {
+        "messages": ("parts", "question", "text", "answer", "caption"),
+        "parts": ("image", "images", "question", "text"),
+    }
+    for form, others in excluded.items():
+        for other in others if record.get(form) is not None else ():
+            if record.get(other) is not None:
+                raise ValueError(f"fields {form!r} and {other!r} say the same; give one")
+
+
+def _messages(spoken: Any) -> list[dialogue.Message]:
+    if not isinstance(spoken, list):
+        raise ValueError(f"field 'messages': expected a list, got {spoken!r:.60}")
+    messages = []
+    for number, message in enumerate(spoken):
+        where = f"message {number}"
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(
+                f"{where}: expected an object with the role system, user or assistant, "
+                f"got {message!r:.60}"
+            )
+        content = dialogue.content_of(role, message.get("content"), f"{where}, 'content'")
+        messages.append(dialogue.Message(role, content))
+    return messages
+
+
+def _parts(value: Any, root: Path) -> tuple[Text | Media, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"field 'parts': expected a list of parts, got {value!r:.60}")
+    parts: list[Text | Media] = []
+    for number, part in enumerate(value):
+        where = f"field 'parts', part {number}"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            parts.append(Text(records.checked(f"{where}, 'text'", part.get("text"))))
+        elif kind == "image":
+            path = records.checked(f"{where}, 'image'", part.get("image"))
+            if not path:
+                raise ValueError(f"{where}, 'image': the path is empty")
+            parts.append(_picture(root, path))
+        else:
+            raise ValueError(f"{where}: expected the type 'text' or 'image', got {part!r:.60}")
+    return tuple(parts)
+
+
+def _picture(root: Path, path: str) -> Media:
+    return Media(str(root / path), root / path)
+
+
+def _exchange(name: str, record: dict[str, Any], asked: Sequence[Text | Media]) -> Example:
+    answer = _text(record, "answer", "caption")
     info = records.info_of(record)
-    info |= {key: value for key, value in said.items() if value is not None}
-    asked = Turn("user", (*media, *([] if question is None else [Text(question)])))
+    questions = [part.text for part in asked if isinstance(part, Text)]
+    info |= {"question": "".join(questions)} if questions else {}
+    info |= {} if answer is None else {"answer": answer}
     answered = [] if answer is None else [Turn("assistant", (Text(answer),))]
-    return Example(name, (asked, *answered), info)
+    return Example(name, (Turn("user", tuple(asked)), *answered), info)
 
 
 def _one_of(record: dict[str, Any], *names: str) -> Any:
