@@ -20,7 +20,8 @@ from conversion.parity import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "lmeye_ipn_llama"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+FIXTURE = FIXTURES / "lmeye_ipn_llama"
 PAD, BOS, EOS = 0, 1, 2
 ANSWER = [5, 6]
 
@@ -444,3 +445,11 @@ def test_a_state_that_lacks_a_tensor_fails(aligned, tmp_path, capsys):
     assert (
         "missing from the source: llm.model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
     )
+
+
+def test_a_recording_of_decoding_rules(tmp_path, capsys):
+    assert main([FIXTURES / "lynx_misc"]) == 0
+    assert "10 of 10 agree; 10 of 13 tensors compared" in capsys.readouterr().out
+    off = {"top_p_0.9": ((5, 29), np.nan), "beam_sample_probs": ((0, 0), 1e-3)}
+    assert main([spoil(FIXTURES / "lynx_misc", tmp_path / "spoilt", off)]) == 1
+    assert sorted(failed(capsys.readouterr().out)) == sorted(off)
