@@ -112,6 +112,24 @@ def test_a_stream_ends_when_all_rows_have():
     assert len(list(Generator(SYSTEM, config).stream(PARAMS, prompts()))) == 1
 
 
+def test_beams_share_the_reading_of_the_prompt():
+    """All that a system is asked to read is the batch, once; then a token for each beam."""
+    read = []
+
+    class Watched(LMEye):
+        def prefill(self, batch, room):
+            read.append(len(batch.row_id))
+            return super().prefill(batch, room)
+
+        def decode(self, tokens, cache):
+            read.append(tokens.shape)
+            return super().decode(tokens, cache)
+
+    generate = Generator(Watched(CONFIG), dataclasses.replace(GREEDY, num_beams=3))
+    jax.eval_shape(generate, PARAMS, prompts())
+    assert read[0] == ROWS and set(read[1:]) == {(3 * ROWS,)}
+
+
 def test_beams_cannot_be_streamed():
     with pytest.raises(ValueError, match="num_beams = 2: beams cannot be streamed"):
         next(Generator(SYSTEM, dataclasses.replace(GREEDY, num_beams=2)).stream(PARAMS, prompts()))

@@ -188,13 +188,18 @@ def test_only_what_trains_changes(case, system, params):
 
 def test_sharded_is_unsharded(case, system, params):
     batch = make_batch(case, answers=True)
+    prompts = make_batch(case, answers=False)
     wanted = all_logits(system, params, batch)
+    generate = Generator(system, GenerationConfig(NEW, num_beams=2, eos_tokens=(tiny.EOS,)))
+    answers = generate(params, prompts).tokens
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
         spread = jax.device_put(params, resolve(specs(system), mesh, "fsdp_tp"))
         logits = all_logits(system, spread, put_rows(batch, mesh))
+        ids = generate(spread, put_rows(prompts, mesh)).tokens
     seen = batch.target.segments > 0
     np.testing.assert_allclose(logits[seen], wanted[seen], atol=5e-5)
+    np.testing.assert_array_equal(ids, answers)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.files])
