@@ -83,12 +83,17 @@ def test_generate_says_what_is_wrong_with_its_flags():
     assert "num_beams must be" in done.stderr and "top_p must be" in done.stderr
 
 
-def test_generate_fails_if_no_row_could_be_answered(finished, tmp_path):
+def test_generate_fails_if_no_row_could_be_answered(tmp_path):
+    """With a stub in the model's place."""
     questions, out = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
-    questions.write_text("{\n")
-    done = call(
-        "scripts/generate.py", f"--run={finished.workdir}", f"--jsonl={questions}", f"--out={out}"
+    script = (
+        "import runpy, sys; sys.path[:0] = ['.', 'tests']\n"
+        "from generate.stub import StubModel; from mmjax.train import answering\n"
+        "answering.load_model = StubModel\n"
+        "runpy.run_path('scripts/generate.py', run_name='__main__')\n"
     )
+    questions.write_text("{\n")
+    done = call("-c", script, "--run=x", f"--jsonl={questions}", f"--out={out}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "0 rows answered, 1 bad" in done.stderr and "not JSON" in out.read_text()
 

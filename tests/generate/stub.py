@@ -2,10 +2,15 @@
 
 import dataclasses
 import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
 
 from mmjax.data.example import BadSample, Example, Media, Text
 from mmjax.generate.answer import Answer
 from mmjax.generate.config import GenerationConfig
+from mmjax.parallel.mesh import make_mesh
 
 
 def shown(example: Example) -> str:
@@ -61,3 +66,17 @@ class StubAnswerer:
             if number == self.stop:
                 raise KeyboardInterrupt
             yield word
+
+
+class StubModel:
+    """What `load_model` gives, around a stub."""
+
+    def __init__(self, workdir: Path, stage: str | None):
+        self.run = SimpleNamespace(mesh=make_mesh(devices=jax.devices()[:1]))
+        self.template = SimpleNamespace(takes_history=True)
+
+    def answerer(self, config: GenerationConfig, batch_size: int) -> StubAnswerer:
+        return StubAnswerer(config, batch_size)
+
+    def identity(self) -> dict[str, str]:
+        return {"parameters": "none"}

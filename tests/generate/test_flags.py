@@ -24,7 +24,7 @@ def test_every_setting_has_its_flag_and_default():
     names = {field.name for field in dataclasses.fields(GenerationConfig)} - {*TOKENS}
     values = parsed()
     assert names | {"seed"} <= set(values)
-    assert decoding(values) == GenerationConfig()
+    assert decoding(values) == GenerationConfig() and values.seed == 0
 
 
 def test_settings_are_those_given():
