@@ -81,6 +81,7 @@ def llama_from_hf(values: Mapping) -> LlamaConfig:
         head_dim=None if head_dim == usual else head_dim,
         norm_eps=values.get("rms_norm_eps", 1e-6),
         rope_base=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+        max_positions=values.get("max_position_embeddings", 2048),
         tied_head=values.get("tie_word_embeddings", False),
     )
 
@@ -96,6 +97,7 @@ def llama_to_hf(config: LlamaConfig) -> dict:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_base,  # read by transformers 4; 5 reads the next line
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied_head,
         "attention_bias": False,
         "mlp_bias": False,

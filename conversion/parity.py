@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from conversion.engine import ConversionError
 from conversion.io import Source, SourceError, read
-from conversion.recordings import lmeye
+from conversion.recordings import decoding, lmeye
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Case:
 
     Attributes:
       name: for people.
-      fits: (config, keys of the state) -> whether this is one.
-      compute: (config, state, recorded tensors) -> (name -> `Ours`, name -> why it is not compared,
-        remarks).
+      fits: (config, keys of the state; or, where there is none, names of what is recorded) ->
+        whether this is one.
+      compute: (config, state or None, recorded tensors) -> (name -> `Ours`, name -> why it is not
+        compared, remarks).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
 CASES = (
     Case("LMEye stage 2 on LLaMA", lmeye.is_instruct, lmeye.instruct),
     Case("LMEye stage 1 on LLaMA", lmeye.is_align, lmeye.align),
+    Case("decoding rules of transformers 4.28", decoding.is_rules, decoding.rules),
 )
 
 
@@ -67,13 +69,16 @@ def compare(folder: Path) -> bool:
     """Whether everything that can be compared agrees; prints what was compared and what was not,
     and why."""
     config = json.loads((folder / "config.json").read_text())
-    state: Source = read(folder / "state.safetensors")
     recorded = load_file(folder / "io.safetensors")
-    case = next((case for case in CASES if case.fits(config, set(state.entries))), None)
+    weights = folder / "state.safetensors"
+    state: Source | None = read(weights) if weights.is_file() else None
+    keys = set(recorded if state is None else state.entries)
+    case = next((case for case in CASES if case.fits(config, keys)), None)
     if case is None:
         known = ", ".join(case.name for case in CASES)
         raise ValueError(
-            f"no system here knows this recording (variant {config.get('variant')!r}); "
+            f"no system here knows this recording (variant {config.get('variant')!r}"
+            f"{'' if state else ', no state.safetensors'}); "
             f"known: {known}"
         )
     ours, left_out, remarks = case.compute(config, state, recorded)

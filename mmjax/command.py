@@ -17,7 +17,8 @@ MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, BadSam
 def run(main: Callable[[list[str]], None]) -> None:
     """`absl.app.run`, with JAX and Orbax kept quiet below warnings.
 
-    Errors that a user can mend end the program with their message and exit code 1.
+    Errors that a user can mend end the program with their message and exit code 1, Ctrl-C ends it
+    with 130.
     """
     if problems := unknown_overrides(sys.argv[1:]):
         sys.exit(f"{len(problems)} unknown config keys:\n  " + "\n  ".join(problems))
@@ -28,6 +29,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(argv)
         except MENDABLE as error:
             sys.exit(f"{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     app.run(quiet)
 

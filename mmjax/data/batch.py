@@ -75,3 +75,11 @@ class Batch:
     frame_item: Array | None = None
     frame_time: Array | None = None
     features: Array | None = None
+
+
+def with_pictures(batch: Batch, frames: np.ndarray) -> Batch:
+    """``batch`` with still pictures uint8[b f H W 3], each a media item of its own."""
+    item = np.tile(np.arange(frames.shape[1], dtype=np.int32), (len(frames), 1))
+    return dataclasses.replace(
+        batch, frames=frames, frame_item=item, frame_time=np.full_like(item, -1)
+    )

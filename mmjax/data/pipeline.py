@@ -15,7 +15,7 @@ from typing import Literal
 import grain
 import numpy as np
 
-from mmjax.data.batch import Batch, Sequence
+from mmjax.data.batch import Batch, Sequence, with_pictures
 from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore
 from mmjax.data.images import clip_preprocess, load_image
@@ -274,10 +274,7 @@ class Pipeline:
         pictures = np.stack([row.pictures for row in rows])  # [b f ...]
         if self._features is not None:
             return dataclasses.replace(batch, features=pictures)
-        item = np.tile(np.arange(pictures.shape[1], dtype=np.int32), (len(rows), 1))
-        return dataclasses.replace(
-            batch, frames=pictures, frame_item=item, frame_time=np.full_like(item, -1)
-        )
+        return with_pictures(batch, pictures)
 
     def _too_bad(self, what: str) -> ValueError:
         bad = self.quarantine

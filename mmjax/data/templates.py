@@ -15,7 +15,7 @@ Prompts and layouts: LMEye reference, section 3.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.tokenizer import Tokenizer
@@ -53,6 +53,14 @@ class Encoded:
 
 
 class Template(Protocol):
+    """
+    Attributes:
+      takes_history: whether earlier questions and answers may stand before a question. Where not,
+        each question of a conversation is asked on its own.
+    """
+
+    takes_history: ClassVar[bool]
+
     def encode(
         self, example: Example, tokenizer: Tokenizer, *, generating: bool = False
     ) -> Encoded:
@@ -75,6 +83,8 @@ class LMEyeCaption:
       before: text before the picture.
       after: text after the picture.
     """
+
+    takes_history: ClassVar[bool] = False
 
     image_token: int
     add_bos: bool = False
@@ -124,6 +134,8 @@ class LMEyeQuestion:
       cue: text before the answer.
       interaction: see above.
     """
+
+    takes_history: ClassVar[bool] = False
 
     image_token: int
     slot_token: int
@@ -176,6 +188,8 @@ class PlainText:
         weighs 1.
     """
 
+    takes_history: ClassVar[bool] = True
+
     add_bos: bool = True
     answer_weight: float = 1.0
 
@@ -211,6 +225,8 @@ class CaptionPair:
       bos_token: CLIP's own, not the language model's whose words it shares.
       eos_token: likewise; the largest id, by which CLIP finds the end of a text.
     """
+
+    takes_history: ClassVar[bool] = False
 
     bos_token: int
     eos_token: int

@@ -28,6 +28,7 @@ class LlamaConfig:
       num_kv_heads: None = ``num_heads``.
       head_dim: None = ``embed_dim // num_heads``.
       tied_head: whether the output layer is the input embedding.
+      max_positions: how many tokens a text may have; longer ones were never seen in training.
       added_rows: vocabulary rows that a system adds after ``vocab_size``; they have no logits.
       splits: layers before which the hidden states may be edited, see `mmjax.nn.stack`.
       remat: none | full | dots, see `mmjax.nn.stack.run`.
@@ -43,6 +44,7 @@ class LlamaConfig:
     head_dim: int | None = None
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
+    max_positions: int = 2048
     tied_head: bool = False
     added_rows: int = 0
     splits: tuple[int, ...] = ()

@@ -38,6 +38,11 @@ class System(nnx.Module):
     dtype: jnp.dtype
     tower: str = "(?!)"  # regex of the paths that `media_features` reads; by default none
 
+    @property
+    def max_positions(self) -> int:
+        """How many tokens a text may have, answer included."""
+        return self.language.config.max_positions
+
     def media_features(self, frames: jax.Array) -> jax.Array:
         """The frozen tower: uint8[n H W 3] -> [n ...]; may be computed once per picture and
         stored."""

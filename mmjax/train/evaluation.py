@@ -10,7 +10,8 @@ from mmjax.data.batch import Batch
 from mmjax.data.features import FeatureStore
 from mmjax.evaluate.accuracy import Accuracy, score
 from mmjax.evaluate.runner import Prediction, predict
-from mmjax.generate.greedy import GreedySettings, make_greedy
+from mmjax.generate.config import GenerationConfig
+from mmjax.generate.generator import Generator
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import gather
 from mmjax.systems.system import System
@@ -39,11 +40,13 @@ def evaluate(
         section["data"], section["template"], batch_size=size, features=features, generating=True
     )
     tokenizer = run.tokenizer
-    settings = GreedySettings(section["max_new_tokens"], (tokenizer.eos_id,), tokenizer.pad_id)
-    tower, greedy = Tower(run.system, run.mesh, run.config), _generate(run.system, settings)
+    greedy = GenerationConfig(
+        section["max_new_tokens"], eos_tokens=(tokenizer.eos_id,), pad_token=tokenizer.pad_id
+    )
+    tower, generator = Tower(run.system, run.mesh, run.config), _generator(run.system, greedy)
 
     def generate(params: Params, batch: Batch) -> jax.Array:
-        return greedy(params, tower.see(params, batch))
+        return generator(params, tower.see(params, batch)).tokens[:, 0]
 
     batches = pipeline.epoch(size)
     if without_picture:
@@ -66,8 +69,8 @@ def question_section(config: dict, stage: str) -> dict:
 
 
 @functools.cache
-def _generate(system: System, settings: GreedySettings):
-    return make_greedy(system, settings)  # compiled once per shape, however often it is asked for
+def _generator(system: System, config: GenerationConfig) -> Generator:
+    return Generator(system, config)  # compiled once per shape, however often it is asked for
 
 
 def _blank(batch: Batch) -> Batch:

@@ -35,6 +35,13 @@ WHOLE = {
         {"id": "a", "image": "good.png", "question": "one <image>", "answer": "two", "kind": "k"},
         {"images": ["good.png"], "text": "one", "caption": "two", "level": 3},
         {
+            "parts": [
+                {"type": "text", "text": "one"},
+                {"type": "image", "image": "good.png"},
+            ],
+            "answer": "two",
+        },
+        {
             "images": ["good.png"],
             "messages": [
                 {"role": "user", "content": "<image>one"},

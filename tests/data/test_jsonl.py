@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from mmjax.data.example import Media, Text
+from mmjax.data.example import Media, Text, Turn
 from mmjax.data.sources import make_source
 from mmjax.data.sources.jsonl import Jsonl
 
@@ -53,6 +54,49 @@ def test_records(tmp_path):
     assert fourth.media == ()
     assert source.kinds == ["", "two", "", ""]
     assert Jsonl(path, image_root="/elsewhere")[0].media[0].key == "/elsewhere/photos/1.jpg"
+
+
+def test_parts_keep_their_order(tmp_path):
+    parts = [
+        {"type": "text", "text": "is <image> "},
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "image": "/b.png"},
+        {"type": "text", "text": "?"},
+    ]
+    (example,) = Jsonl(write(tmp_path / "x.jsonl", {"parts": parts, "answer": "no", "kind": "k"}))
+    asked, answered = example.turns
+    first, second = (Media(path, Path(path)) for path in (str(tmp_path / "a.png"), "/b.png"))
+    assert asked == Turn("user", (Text("is <image> "), first, second, Text("?")))
+    assert answered == Turn("assistant", (Text("no"),))
+    assert example.info == {"question": "is <image> ?", "answer": "no", "kind": "k"}
+
+
+def test_bad_parts(tmp_path):
+    text = {"type": "text", "text": "x"}
+    rows = {
+        "field 'parts': expected a list of parts, got []": {"parts": []},
+        "field 'parts': expected a list of parts, got 'x'": {"parts": "x"},
+        "field 'parts', part 1: expected the type 'text' or 'image', got {'type': 'video'}": {
+            "parts": [text, {"type": "video"}]
+        },
+        "field 'parts', part 0: expected the type 'text' or 'image', got 3": {"parts": [3]},
+        "field 'parts', part 0, 'text': expected text, got None": {"parts": [{"type": "text"}]},
+        "field 'parts', part 0, 'image': expected text, got 4": {
+            "parts": [{"type": "image", "image": 4}]
+        },
+        "field 'parts', part 0, 'image': the path is empty": {
+            "parts": [{"type": "image", "image": ""}]
+        },
+        "fields 'parts' and 'question' say the same; give one": {
+            "parts": [text],
+            "question": "x",
+        },
+        "fields 'messages' and 'parts' say the same; give one": {"parts": [text], "messages": []},
+    }
+    with pytest.raises(ValueError) as caught:
+        Jsonl(write(tmp_path / "x.jsonl", *rows.values()))
+    _, *lines = str(caught.value).split("\n  ")
+    assert lines == [f"line {number}: {reason}" for number, reason in enumerate(rows, start=1)]
 
 
 def test_all_bad_lines_at_once(tmp_path):

@@ -243,6 +243,13 @@ def test_json_round_trip(template):
     assert from_json(json.loads(json.dumps(to_json(template)))) == template
 
 
+def test_only_plain_text_takes_earlier_turns():
+    """And it is no field: a checkpoint's template does not say it."""
+    templates = (LMEyeCaption(5), LMEyeQuestion(5, 6), PlainText(), CaptionPair(8, 9))
+    assert [template.takes_history for template in templates] == [False, False, True, False]
+    assert not any("takes_history" in to_json(template) for template in templates)
+
+
 def test_json_errors():
     with pytest.raises(ValueError, match="unknown template 'lmeye-questions'"):
         from_json({"template": "lmeye-questions"})

@@ -1,4 +1,4 @@
-"""LLaMA against transformers' `LlamaForCausalLM`: every layer, logits, loss, greedy ids."""
+"""LLaMA against transformers' `LlamaForCausalLM`: every layer, logits, loss."""
 
 import jax
 import numpy as np
@@ -12,7 +12,6 @@ from conversion.huggingface import config_from_hf
 from conversion.io import read
 from conversion.tables.llama import LLAMA
 from mmjax.data.batch import Batch, Sequence
-from mmjax.generate.greedy import GreedySettings, make_greedy
 from mmjax.kernels.attention import attention
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.nn.param import merge, specs
@@ -112,30 +111,6 @@ def test_logits_and_loss(pair):
     np.testing.assert_allclose(loss / weight, wanted.loss, atol=1e-4)
     right = (wanted.logits.argmax(-1).numpy() == targets) & (weights > 0)
     assert float(further["token_accuracy"]) == right.sum()
-
-
-def test_greedy_continuations(pair):
-    """Theirs pads on the left, ours on the right."""
-    theirs, config, params = pair
-    rolled = np.stack(
-        [np.roll(row, 9 - n) for row, n in zip(TOKENS * SEGMENTS, LENGTHS, strict=True)]
-    )
-    wanted = theirs.generate(
-        torch.tensor(rolled).long(),
-        attention_mask=torch.tensor(rolled > 0).long(),
-        max_new_tokens=6,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )[:, 9:]
-    none = np.zeros_like(TOKENS)
-    batch = Batch(
-        np.arange(2), Sequence(TOKENS, POSITIONS, SEGMENTS, none, none.astype(np.float32), {})
-    )
-    settings = GreedySettings(max_new_tokens=6, eos_tokens=(), pad_token=0)
-    generate = make_greedy(LanguageModel(LanguageModelConfig(config)), settings)
-    ids = generate({f"language.{path}": value for path, value in params.items()}, batch)
-    np.testing.assert_array_equal(ids, wanted.numpy())
 
 
 def test_published_sizes():

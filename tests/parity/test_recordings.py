@@ -21,7 +21,8 @@ from conversion.parity import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "lmeye_ipn_llama"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+FIXTURE = FIXTURES / "lmeye_ipn_llama"
 PAD, BOS, EOS = 0, 1, 2
 ANSWER = [5, 6]
 
@@ -434,3 +435,11 @@ def test_a_state_that_lacks_a_tensor_fails(aligned, tmp_path, parity):
     folder = edited(aligned, tmp_path / "x", "state.safetensors", lambda state: state.pop(lost))
     code, output = parity(folder)
     assert code == 1 and f"missing from the source: {lost}" in output
+
+
+def test_a_recording_of_decoding_rules(tmp_path, parity):
+    code, output = parity(FIXTURES / "lynx_misc")
+    assert code == 0 and "10 of 10 agree; 10 of 13 tensors compared" in output
+    off = {"top_p_0.9": ((5, 29), np.nan), "beam_sample_probs": ((0, 0), 1e-3)}
+    code, output = parity(spoil(FIXTURES / "lynx_misc", tmp_path / "spoilt", off))
+    assert code == 1 and sorted(failed(output)) == sorted(off)

@@ -20,7 +20,8 @@ from conversion.transfer import export_checkpoint, import_checkpoint
 from mmjax.data.batch import Batch
 from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
-from mmjax.generate.greedy import GreedySettings, make_greedy
+from mmjax.generate.config import GenerationConfig
+from mmjax.generate.generator import Generator
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import put_rows, resolve
@@ -84,6 +85,11 @@ CASES = {
     ),
 }
 ROWS, NEW = 8, 5
+WAYS = [
+    {},
+    dict(do_sample=True, top_p=0.9, num_return_sequences=2),
+    dict(num_beams=3, no_repeat_ngram_size=2),
+]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -117,6 +123,10 @@ def make_batch(case: Case, *, answers: bool, wider: int = 0) -> Batch:
     return dataclasses.replace(batch, frames=frames)
 
 
+def pick(batch: Batch, rows: list[int]) -> Batch:
+    return jax.tree.map(lambda x: x[np.array(rows)], batch)
+
+
 def all_logits(system: System, params, batch: Batch) -> np.ndarray:
     """[b t v] at the positions of the target."""
     read = lambda p, b: (m := merge(system, p)).logits(m.hidden(b).states)  # noqa: E731
@@ -141,16 +151,23 @@ def test_prefill_and_decode_give_what_reading_gives(case, system, params):
 def test_alone_is_batched_whatever_the_neighbours_and_pads(case, system, params):
     batch, wide = (make_batch(case, answers=True, wider=wider) for wider in (0, 3))
     lengths, together = batch.target.segments.sum(1), all_logits(system, params, batch)
-    generate = make_greedy(system, GreedySettings(NEW, (tiny.EOS,), tiny.PAD))
-    answers = generate(params, make_batch(case, answers=False))
-    prompts = make_batch(case, answers=False, wider=3)
     for rows in ([2], [5, 0, 7, 5]):
-        some, asked = (jax.tree.map(lambda x, r=rows: x[np.array(r)], b) for b in (wide, prompts))
-        logits, ids = all_logits(system, params, some), generate(params, asked)
+        logits = all_logits(system, params, pick(wide, rows))
         for i, row in enumerate(rows):
             n = lengths[row]
             np.testing.assert_allclose(logits[i, :n], together[row, :n], atol=2e-5)
-            np.testing.assert_array_equal(ids[i], answers[row])
+
+
+@pytest.mark.parametrize("settings", WAYS, ids=lambda s: "-".join(s) or "greedy")
+def test_answers_alone_are_answers_in_a_batch(case, system, params, settings):
+    config = GenerationConfig(NEW, eos_tokens=(tiny.EOS,), pad_token=tiny.PAD, **settings)
+    generate = Generator(system, config)
+    answers = np.asarray(generate(params, make_batch(case, answers=False)).tokens)
+    assert len(np.unique(answers)) > 3
+    prompts = make_batch(case, answers=False, wider=3)
+    for rows in ([2], [5, 0, 7, 5]) if settings == {} else ([2],):
+        ids = generate(params, pick(prompts, rows)).tokens
+        np.testing.assert_array_equal(ids, answers[rows])
 
 
 def test_only_what_trains_changes(case, system, params):
@@ -171,13 +188,18 @@ def test_only_what_trains_changes(case, system, params):
 
 def test_sharded_is_unsharded(case, system, params):
     batch = make_batch(case, answers=True)
+    prompts = make_batch(case, answers=False)
     wanted = all_logits(system, params, batch)
+    generate = Generator(system, GenerationConfig(NEW, num_beams=2, eos_tokens=(tiny.EOS,)))
+    answers = generate(params, prompts).tokens
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
         spread = jax.device_put(params, resolve(specs(system), mesh, "fsdp_tp"))
         logits = all_logits(system, spread, put_rows(batch, mesh))
+        ids = generate(spread, put_rows(prompts, mesh)).tokens
     seen = batch.target.segments > 0
     np.testing.assert_allclose(logits[seen], wanted[seen], atol=5e-5)
+    np.testing.assert_array_equal(ids, answers)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.files])

@@ -175,7 +175,9 @@ def test_a_run_that_does_not_fit_says_all(config, tmp_path):
         assert f"\n  {path}: (" in str(error.value)
     half = trained(tmp_path / "half", only(plain, "instruct"), steps=300)
     steps = plain["instruct"]["steps"]
-    with pytest.raises(ValueError, match=f"'instruct' of the run is at step 300 of {steps}; finish"):
+    with pytest.raises(
+        ValueError, match=f"'instruct' of the run is at step 300 of {steps}; finish"
+    ):
         starting_weights({"weights": {"all": half}}, specs(make_system("lmeye", plain["model"])))
 
 

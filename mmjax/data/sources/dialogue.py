@@ -1,4 +1,5 @@
-"""Dialogues with pictures, in the spellings of others, become examples: `DialogueRecords`.
+"""Dialogues with pictures, in the spellings of others, become examples: a `Format` reads a
+record, `DialogueRecords` a file of them.
 
 A placeholder ``<image>`` in a user's text stands for the next picture, and there must be as many as
 pictures. It is read in the user's text only, and in the one field where the format has it; to write
@@ -35,8 +36,8 @@ class Message:
     content: tuple[str | None, ...]
 
 
-class DialogueRecords(records.Records):
-    """A file of dialogues; subclasses are its format.
+class Format:
+    """How a file spells its dialogues; subclasses say it.
 
     Attributes:
       images: the fields of a record of which one has the pictures.
@@ -51,6 +52,65 @@ class DialogueRecords(records.Records):
     role_field: str
     content_field: str
     roles: Mapping[str, str]
+
+    def __init__(self, root: Path, *, whole: bool = False, keep_system: bool = True):
+        """
+        Args:
+          root: what paths of pictures are relative to.
+          whole: whether a dialogue is one example, or one for each exchange.
+          keep_system: whether a system message stays a turn of its own.
+        """
+        self._root, self._whole, self._keep_system = root, whole, keep_system
+
+    @staticmethod
+    def items(path: Path) -> Iterable[tuple[str, Any]]:
+        """(where, record) of everything in a file; ``where`` ends with a number."""
+        return records.read_list(path)
+
+    def examples(self, name: str, record: Any) -> list[Example]:
+        """The exchanges of a record, which is called ``name`` if it has no id.
+
+        Raises:
+          ValueError: names the field.
+        """
+        record = records.as_object(record)
+        name = records.id_of(record, name)
+        what = f"field {' or '.join(map(repr, self.images))}"
+        images = records.paths_of(records.one_of(record, *self.images), what)
+        media = [self.picture(path) for path in images]
+        spoken = record.pop(self.messages, None)
+        if spoken is None:
+            return [self.without_messages(name, record, media)]
+        if not isinstance(spoken, list):
+            raise ValueError(f"field {self.messages!r}: expected a list, got {spoken!r:.60}")
+        messages = [self._message(f"message {n}", message) for n, message in enumerate(spoken)]
+        info = records.info_of(record)
+        return examples_of(
+            name, messages, media, info, whole=self._whole, keep_system=self._keep_system
+        )
+
+    def without_messages(self, name: str, record: dict[str, Any], media: list[Media]) -> Example:
+        """What a record is that has none."""
+        raise ValueError(f"field {self.messages!r} is missing")
+
+    def picture(self, path: str) -> Media:
+        return Media(str(self._root / path), self._root / path)
+
+    def _message(self, where: str, message: Any) -> Message:
+        speaker = message.get(self.role_field) if isinstance(message, dict) else None
+        if not isinstance(speaker, str) or speaker not in self.roles:
+            raise ValueError(
+                f"{where}: expected an object whose {self.role_field!r} is "
+                f"{' or '.join(self.roles)}, got {message!r:.60}"
+            )
+        role, field = self.roles[speaker], self.content_field
+        return Message(role, content_of(role, message.get(field), f"{where}, {field!r}"))
+
+
+class DialogueRecords(records.Records):
+    """A file of dialogues; subclasses name its format."""
+
+    format: type[Format]
 
     def __init__(
         self,
@@ -70,50 +130,19 @@ class DialogueRecords(records.Records):
         if system not in ("keep", "user"):
             raise ValueError(f"system must be 'keep' or 'user', got {system!r}")
         path = records.existing(path)
-        self._file, self._root = path.name, path.parent if image_root is None else Path(image_root)
-        self._whole, self._keep_system = turns == "all", system == "keep"
-        dialogues = records.parse_all(path, self._items(path), lambda *item: [self._parse(*item)])
+        root = path.parent if image_root is None else Path(image_root)
+        format = self.format(root, whole=turns == "all", keep_system=system == "keep")
+
+        def parse(where: str, record: Any) -> list[list[Example]]:
+            return [format.examples(f"{path.name}:{where.split()[-1]}", record)]
+
+        dialogues = records.parse_all(path, format.items(path), parse)
         count, notices = sum(map(len, dialogues)), []
         if turns == "first":
             dialogues = [exchanges[:1] for exchanges in dialogues]
         if left_out := count - sum(map(len, dialogues)):
             notices = [f"turns='first': {left_out:,} later exchanges are left out"]
         super().__init__(str(path), [each for dialogue in dialogues for each in dialogue], notices)
-
-    def _items(self, path: Path) -> Iterable[tuple[str, Any]]:
-        """(where, record) of everything in the file."""
-        return records.read_list(path)
-
-    def _parse(self, where: str, record: Any) -> list[Example]:
-        """The exchanges of a record. Raises ValueError that names the field."""
-        record = records.as_object(record)
-        name = records.id_of(record, f"{self._file}:{where.split()[-1]}")
-        what = f"field {' or '.join(map(repr, self.images))}"
-        images = records.paths_of(records.one_of(record, *self.images), what)
-        media = [Media(str(self._root / item), self._root / item) for item in images]
-        spoken = record.pop(self.messages, None)
-        if spoken is None:
-            return [self._without_messages(name, record, media)]
-        if not isinstance(spoken, list):
-            raise ValueError(f"field {self.messages!r}: expected a list, got {spoken!r:.60}")
-        messages = [self._message(f"message {n}", message) for n, message in enumerate(spoken)]
-        info = records.info_of(record)
-        return examples_of(
-            name, messages, media, info, whole=self._whole, keep_system=self._keep_system
-        )
-
-    def _without_messages(self, name: str, record: dict[str, Any], media: list[Media]) -> Example:
-        raise ValueError(f"field {self.messages!r} is missing")
-
-    def _message(self, where: str, message: Any) -> Message:
-        speaker = message.get(self.role_field) if isinstance(message, dict) else None
-        if not isinstance(speaker, str) or speaker not in self.roles:
-            raise ValueError(
-                f"{where}: expected an object whose {self.role_field!r} is "
-                f"{' or '.join(self.roles)}, got {message!r:.60}"
-            )
-        role, field = self.roles[speaker], self.content_field
-        return Message(role, content_of(role, message.get(field), f"{where}, {field!r}"))
 
 
 def content_of(role: str, value: Any, where: str) -> tuple[str | None, ...]:

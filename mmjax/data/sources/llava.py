@@ -12,14 +12,18 @@ Options: ``image_root``; ``turns``, see `mmjax.data.sources.dialogue`. LMEye's s
 trained on the first exchange of each record: ``turns=first``.
 """
 
-from mmjax.data.sources.dialogue import DialogueRecords
+from mmjax.data.sources.dialogue import DialogueRecords, Format
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+class LlavaFormat(Format):
+    images = ("image",)
+    messages, role_field, content_field = "conversations", "from", "value"
+    roles = _ROLES
 
 
 class Llava(DialogueRecords):
     """The exchanges of a LLaVA file."""
 
-    images = ("image",)
-    messages, role_field, content_field = "conversations", "from", "value"
-    roles = _ROLES
+    format = LlavaFormat

@@ -1,0 +1,177 @@
+"""Examples in, words out: a model with its template and tokenizer, pictures read from their files.
+
+Prompts are padded to one of a few lengths, and every program takes the same number of rows, empty
+places filled up: so there are few programs, and what a model answers to a prompt does not depend on
+what else it is asked.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from mmjax.data.batch import Batch, with_pictures
+from mmjax.data.example import BadSample, Example
+from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.sequence import PARTS, Lengths, assemble
+from mmjax.data.templates import Encoded, Template
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.generate.config import GenerationConfig
+from mmjax.generate.generator import Generator
+from mmjax.nn.param import Params
+from mmjax.parallel.distributed import fetch
+from mmjax.parallel.sharding import num_row_shards, place, rows_sharding
+from mmjax.systems.system import System
+
+BUCKET = 16  # texts are padded to a multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """An example that is ready to be asked: its texts, and its pictures uint8[f H W 3]."""
+
+    encoded: Encoded
+    frames: np.ndarray
+
+    @property
+    def bucket(self) -> tuple[int, ...]:
+        """What prompts of one batch have in common: padded lengths, number of pictures."""
+        lengths = (
+            sum(len(segment.ids) for segment in getattr(self.encoded, part) or ()) for part in PARTS
+        )
+        return (*(-(-length // BUCKET) * BUCKET for length in lengths), len(self.frames))
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt: ``num_return_sequences`` texts; of beams their scores, the
+    best first."""
+
+    texts: tuple[str, ...]
+    scores: tuple[float, ...] | None
+
+
+class Answerer:
+    """Asks one model by one set of settings."""
+
+    def __init__(
+        self,
+        system: System,
+        params: Params,
+        tokenizer: Tokenizer,
+        template: Template,
+        config: GenerationConfig,
+        *,
+        image_size: int,
+        mesh: jax.sharding.Mesh,
+        batch_size: int = 1,
+    ):
+        """
+        Args:
+          system, params: the model.
+          tokenizer: its own; its end and pad tokens are used in place of those of ``config``.
+          template: the one that it was trained with.
+          config: how to decode.
+          image_size: side of the square that pictures are cut to, in pixels.
+          mesh: where ``params`` live.
+          batch_size: prompts that are answered at once.
+        """
+        self._params, self._tokenizer, self._template = params, tokenizer, template
+        self._image_size, self._mesh = image_size, mesh
+        self.config = dataclasses.replace(
+            config,
+            eos_tokens=(tokenizer.eos_id,),
+            pad_token=tokenizer.pad_id,
+            bos_token=tokenizer.bos_id,
+        )
+        self._generator = Generator(system, self.config)
+        self._max_positions = system.max_positions
+        shards = num_row_shards(mesh)
+        self.batch_size = -(-batch_size // shards) * shards
+
+    def prompt(self, example: Example) -> Prompt:
+        """Reads the pictures and encodes the texts.
+
+        Raises:
+          BadSample: a picture that cannot be read, an example that does not fit the template, or a
+            prompt that leaves no room for an answer.
+        """
+        encoded = self._template.encode(example, self._tokenizer, generating=True)
+        length = sum(
+            len(segment.ids)
+            for part in ("prefix", "target")
+            for segment in getattr(encoded, part) or ()
+        )
+        if length + self.config.max_new_tokens > self._max_positions:
+            raise BadSample(
+                example.id,
+                None,
+                f"its prompt has {length} tokens, and with {self.config.max_new_tokens} new ones "
+                f"(max_new_tokens) that is more than the model's {self._max_positions} positions: "
+                "shorten it, or lower max_new_tokens",
+            )
+        size = self._image_size
+        frames = [clip_preprocess(load_image(media), size) for media in encoded.media]
+        return Prompt(
+            encoded, np.stack(frames) if frames else np.zeros((0, size, size, 3), np.uint8)
+        )
+
+    def answer(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Answer]:
+        """The answers, in order; ``seeds`` are those of the prompts' draws."""
+        answers: dict[int, Answer] = {}
+        buckets = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            buckets[prompt.bucket].append(i)
+        for indices in buckets.values():
+            for first in range(0, len(indices), self.batch_size):
+                some = indices[first : first + self.batch_size]
+                batch = self._batch([prompts[i] for i in some], [seeds[i] for i in some])
+                made = self._generator(self._params, batch)
+                tokens = fetch(made.tokens)
+                scores = None if made.scores is None else fetch(made.scores)
+                for row, i in enumerate(some):
+                    texts = tuple(self._words(answer) for answer in tokens[row])
+                    answers[i] = Answer(
+                        texts, None if scores is None else tuple(scores[row].tolist())
+                    )
+        return [answers[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: Prompt, seed: int = 0) -> Iterator[str]:
+        """The answer to one prompt, piece by piece, while it is made.
+
+        Raises:
+          ValueError: several answers or beams are asked for; these cannot be streamed.
+        """
+        if self.config.num_return_sequences > 1:
+            raise ValueError(
+                f"num_return_sequences = {self.config.num_return_sequences}: one answer can be "
+                "streamed"
+            )
+        said, tokens = "", []
+        for token in self._generator.stream(self._params, self._batch([prompt], [seed])):
+            tokens.append(int(token[0, 0]))
+            text = self._words(np.array(tokens))
+            if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                continue  # half a character yet
+            if text != said:
+                yield text.removeprefix(said)
+                said = text
+        if (text := self._words(np.array(tokens))) != said:
+            yield text.removeprefix(said)
+
+    def _words(self, tokens: np.ndarray) -> str:
+        return self._tokenizer.decode(tokens).strip()
+
+    def _batch(self, prompts: list[Prompt], seeds: list[int]) -> Batch:
+        """Of prompts of one bucket, on the mesh; copies of the first fill it up."""
+        empty = self.batch_size - len(prompts)
+        prompts, seeds = prompts + [prompts[0]] * empty, seeds + [0] * empty
+        *lengths, f = prompts[0].bucket
+        lengths = Lengths(**dict(zip(PARTS, lengths, strict=True)))
+        texts = assemble([prompt.encoded for prompt in prompts], lengths, self._tokenizer.pad_id)
+        batch = Batch(np.array(seeds, np.int32), texts[2], texts[0], texts[1])
+        if f:
+            batch = with_pictures(batch, np.stack([prompt.frames for prompt in prompts]))
+        return jax.tree.map(lambda x: place(x, rows_sharding(self._mesh)), batch)

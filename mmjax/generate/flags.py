@@ -1,0 +1,65 @@
+"""Command-line flags of decoding: one for each field of `GenerationConfig` but the tokens, which
+are the model's own.
+
+Called from a script, these show in its ``--help`` as if it had defined them itself.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from mmjax.generate.config import RULES, GenerationConfig
+
+_HELP = dict(
+    max_new_tokens="tokens of an answer at most",
+    min_new_tokens="no end of an answer before as many tokens",
+    do_sample="draw tokens; without it the best is taken",
+    temperature="divides the scores before drawing; needs --do_sample",
+    top_k="draw from as many of the best tokens only, 0 for all; needs --do_sample",
+    top_p="draw from the best tokens that together have this probability; needs --do_sample",
+    repetition_penalty="scores of tokens that were said before are divided by it; 1 for none",
+    no_repeat_ngram_size="no run of as many tokens is said twice; 0 for off",
+    num_beams="beams of a beam search; 1 for none",
+    length_penalty="a beam's score is its log probability / length ** length_penalty",
+    early_stopping="whether a beam search stops when --num_beams beams are finished; never: only "
+    "when no better one can come",
+    num_return_sequences="answers to each prompt: drawn ones, or the best beams",
+    rules="the release of transformers whose rules are followed where releases differ",
+)
+_STOPPING = {"true": True, "false": False, "never": "never"}
+
+flags.disclaim_key_flags()
+
+
+def define_decoding(values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[int]:
+    """Flags with the names and defaults of `GenerationConfig`, and ``--seed``, which it returns."""
+    fields = {field.name: field for field in dataclasses.fields(GenerationConfig)}
+    plain = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    choices = {"early_stopping": [*_STOPPING], "rules": [*RULES]}
+    for name, meaning in _HELP.items():
+        default = fields[name].default
+        if name in choices:
+            flags.DEFINE_enum(
+                name,
+                str(default).lower(),
+                choices[name],
+                meaning,
+                flag_values=values,
+                case_sensitive=False,
+            )
+        else:
+            plain[fields[name].type](name, default, meaning, flag_values=values)
+    return flags.DEFINE_integer(
+        "seed", 0, "of what is drawn with --do_sample", lower_bound=0, flag_values=values
+    )
+
+
+def decoding(values: flags.FlagValues = flags.FLAGS) -> GenerationConfig:
+    """The settings that were given.
+
+    Raises:
+      ValueError: lists all that is wrong with them.
+    """
+    given = {name: values[name].value for name in _HELP}
+    given["early_stopping"] = _STOPPING[given["early_stopping"]]
+    return GenerationConfig(**given)

@@ -1,0 +1,58 @@
+"""A run's model, ready to be asked anything: with the template and the picture size that it is
+tested with, or trained with where it is not tested."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mmjax.data.templates import Template, from_json, to_json
+from mmjax.generate.answer import Answerer
+from mmjax.generate.config import GenerationConfig
+from mmjax.train.build import Run, load_run
+from mmjax.train.evaluation import question_section
+from mmjax.train.report import params_hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """
+    Attributes:
+      run: where it comes from.
+      template: how it is asked.
+      image_size: side of its pictures in pixels; 0 if it takes none.
+    """
+
+    run: Run
+    template: Template
+    image_size: int
+
+    def answerer(self, config: GenerationConfig, batch_size: int = 1) -> Answerer:
+        """Asks it by these settings."""
+        return Answerer(
+            self.run.system,
+            self.run.params,
+            self.run.tokenizer,
+            self.template,
+            config,
+            image_size=self.image_size,
+            mesh=self.run.mesh,
+            batch_size=batch_size,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Tells it from any other model, wherever its files are; reads every parameter."""
+        return dict(
+            parameters=params_hash(self.run.params),
+            tokenizer=self.run.tokenizer.fingerprint,
+            template=to_json(self.template),
+            image_size=self.image_size,
+        )
+
+
+def load_model(workdir: Path, stage: str | None = None) -> Model:
+    """See `load_run` for the arguments and what it raises."""
+    run, stage = load_run(workdir, stage)
+    is_last = stage == run.config["stages"][-1]
+    is_tested = run.config.get("test") if is_last else run.config[stage]["eval"]
+    section = question_section(run.config, stage) if is_tested else run.config[stage]
+    return Model(run, from_json(section["template"]), section["data"].get("image_size", 0))
