@@ -31,11 +31,12 @@ import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.data.sources.records import existing
 from mmjax.generate.chat import chat, pieces, typed
 from mmjax.generate.flags import decoding, define_decoding
 from mmjax.generate.predict import predict
 from mmjax.generate.question import from_command_line, row_seed
-from mmjax.parallel.distributed import initialize
+from mmjax.parallel.distributed import initialize, is_first
 from mmjax.train.answering import load_model
 
 RUN = flags.DEFINE_string("run", None, "run directory, or imported checkpoint", required=True)
@@ -59,24 +60,26 @@ def main(_) -> None:
     example = from_command_line(PART.value, IMAGE.value, QUESTION.value, instead=instead)
     if bool(JSONL.value) != bool(OUT.value):
         raise ValueError("--jsonl FILE and --out FILE go together")
+    questions = JSONL.value and existing(JSONL.value)
     initialize()
     model = load_model(Path(RUN.value), STAGE.value)
     takes_history = model.template.takes_history
     with jax.set_mesh(model.run.mesh):
-        answerer = model.answerer(settings, BATCH_SIZE.value if JSONL.value else 1)
+        answerer = model.answerer(settings, BATCH_SIZE.value if questions else 1)
         if CHAT.value:
             chat(answerer, typed(), sys.stdout, takes_history=takes_history, seed=SEED.value)
-        elif JSONL.value:
+        elif questions:
             report = predict(
                 answerer,
-                Path(JSONL.value),
+                questions,
                 Path(OUT.value),
                 model=model.identity(),
                 takes_history=takes_history,
                 image_root=IMAGE_ROOT.value and Path(IMAGE_ROOT.value),
                 seed=SEED.value,
             )
-            print(report, file=sys.stderr)
+            if is_first():
+                print(report, file=sys.stderr)
             sys.exit(0 if report.answered else 1)
         else:
             for piece in pieces(answerer, answerer.prompt(example), row_seed(SEED.value, 0)):

@@ -48,6 +48,8 @@ def typed() -> Iterator[str]:
         try:
             yield input(invitation)
         except EOFError:
+            if invitation:
+                print()  # what comes next starts on a line of its own
             return
         except KeyboardInterrupt:
             print("\n(Ctrl-D or /quit ends)")
