@@ -153,13 +153,14 @@ class Answerer:
         for token in self._generator.stream(self._params, self._batch([prompt], [seed])):
             tokens.append(int(token[0, 0]))
             text = self._words(np.array(tokens))
-            if text.endswith("\N{REPLACEMENT CHARACTER}"):
-                continue  # half a character yet
+            if text.endswith("\N{REPLACEMENT CHARACTER}") or not text.startswith(said):
+                continue  # half a character yet, or a word that the next token will settle
             if text != said:
-                yield text.removeprefix(said)
+                yield text[len(said) :]
                 said = text
-        if (text := self._words(np.array(tokens))) != said:
-            yield text.removeprefix(said)
+        text = self._words(np.array(tokens))
+        if text != said:  # what was shown cannot be taken back
+            yield text[len(said) :] if text.startswith(said) else f"\n{text}"
 
     def _words(self, tokens: np.ndarray) -> str:
         return self._tokenizer.decode(tokens).strip()
