@@ -1,6 +1,8 @@
 """Asks a trained run the held-out questions and prints the accuracy by kind of question.
 
 python scripts/evaluate.py --run runs/lmeye-tiny [--stage align] [--without_picture]
+
+Answers are greedy, as in training, unless flags of decoding say otherwise: --num_beams=5 ...
 """
 
 from pathlib import Path
@@ -9,9 +11,10 @@ import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.generate.flags import decoding, define_decoding
 from mmjax.parallel.distributed import initialize
 from mmjax.train.build import load_run
-from mmjax.train.evaluation import evaluate, question_section
+from mmjax.train.evaluation import evaluate, greedy, question_section
 from mmjax.train.features import picture_features
 from mmjax.train.report import accuracy_table
 
@@ -20,6 +23,7 @@ STAGE = flags.DEFINE_string("stage", None, "evaluate as of this stage; the last 
 WITHOUT_PICTURE = flags.DEFINE_bool(
     "without_picture", False, "withhold the picture: what can be guessed"
 )
+define_decoding()
 
 
 def main(_) -> None:
@@ -30,7 +34,12 @@ def main(_) -> None:
     with jax.set_mesh(run.mesh):
         features = picture_features(run, workdir)
         accuracy, _, _ = evaluate(
-            run, run.params, section, features, without_picture=WITHOUT_PICTURE.value
+            run,
+            run.params,
+            section,
+            features,
+            without_picture=WITHOUT_PICTURE.value,
+            decoding=decoding(base=greedy(section)),
         )
     print(
         f"{workdir} after stage {stage}, {section['data']['source']} {section['data']['split']}\n"

@@ -51,7 +51,8 @@ IMAGE_ROOT = flags.DEFINE_string(
     "image_root", None, "what paths in --jsonl are relative to; its folder by default"
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "rows of --jsonl at once", lower_bound=1)
-SEED = define_decoding()
+SEED = flags.DEFINE_integer("seed", 0, "of what is drawn with --do_sample", lower_bound=0)
+define_decoding()
 
 
 def main(_) -> None:

@@ -31,8 +31,8 @@ _STOPPING = {"true": True, "false": False, "never": "never"}
 flags.disclaim_key_flags()
 
 
-def define_decoding(values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[int]:
-    """Flags with the names and defaults of `GenerationConfig`, and ``--seed``, which it returns."""
+def define_decoding(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags with the names and defaults of `GenerationConfig`."""
     fields = {field.name: field for field in dataclasses.fields(GenerationConfig)}
     plain = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     choices = {"early_stopping": [*_STOPPING], "rules": [*RULES]}
@@ -49,17 +49,17 @@ def define_decoding(values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[
             )
         else:
             plain[fields[name].type](name, default, meaning, flag_values=values)
-    return flags.DEFINE_integer(
-        "seed", 0, "of what is drawn with --do_sample", lower_bound=0, flag_values=values
-    )
 
 
-def decoding(values: flags.FlagValues = flags.FLAGS) -> GenerationConfig:
-    """The settings that were given.
+def decoding(
+    values: flags.FlagValues = flags.FLAGS, *, base: GenerationConfig | None = None
+) -> GenerationConfig:
+    """``base`` with the settings that were given on the command line.
 
     Raises:
       ValueError: lists all that is wrong with them.
     """
-    given = {name: values[name].value for name in _HELP}
-    given["early_stopping"] = _STOPPING[given["early_stopping"]]
-    return GenerationConfig(**given)
+    given = {name: values[name].value for name in _HELP if values[name].present}
+    if "early_stopping" in given:
+        given["early_stopping"] = _STOPPING[given["early_stopping"]]
+    return dataclasses.replace(base or GenerationConfig(), **given)

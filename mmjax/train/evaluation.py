@@ -1,4 +1,4 @@
-"""Asking a run's model its questions: greedy answers, accuracy by kind."""
+"""Asking a run's model its questions: answers, accuracy by kind."""
 
 import dataclasses
 import functools
@@ -26,8 +26,10 @@ def evaluate(
     features: FeatureStore | None,
     *,
     without_picture: bool = False,
+    decoding: GenerationConfig | None = None,
 ) -> tuple[Accuracy, list[Prediction], list[dict]]:
-    """Asks every question of an ``eval`` or ``test`` section: greedy answers, exact match.
+    """Asks every question of an ``eval`` or ``test`` section: exact match, greedy answers unless
+    ``decoding`` says otherwise (of several answers the first counts).
 
     ``without_picture`` hands the model zeros in place of what it would see: what remains is
     guessing.
@@ -40,10 +42,13 @@ def evaluate(
         section["data"], section["template"], batch_size=size, features=features, generating=True
     )
     tokenizer = run.tokenizer
-    greedy = GenerationConfig(
-        section["max_new_tokens"], eos_tokens=(tokenizer.eos_id,), pad_token=tokenizer.pad_id
+    settings = dataclasses.replace(
+        decoding or greedy(section),
+        eos_tokens=(tokenizer.eos_id,),
+        pad_token=tokenizer.pad_id,
+        bos_token=tokenizer.bos_id,
     )
-    tower, generator = Tower(run.system, run.mesh, run.config), _generator(run.system, greedy)
+    tower, generator = Tower(run.system, run.mesh, run.config), _generator(run.system, settings)
 
     def generate(params: Params, batch: Batch) -> jax.Array:
         return generator(params, tower.see(params, batch)).tokens[:, 0]
@@ -57,6 +62,11 @@ def evaluate(
     if bad := gather(pipeline.quarantine):
         print(f"{len(bad)} records cannot be used and are not scored, e.g. {bad[0]}")
     return score(predictions), predictions, bad
+
+
+def greedy(section: dict) -> GenerationConfig:
+    """How the questions of a section are answered by default."""
+    return GenerationConfig(max_new_tokens=section["max_new_tokens"])
 
 
 def question_section(config: dict, stage: str) -> dict:

@@ -11,6 +11,7 @@ from mmjax.generate.flags import decoding, define_decoding
 from mmjax.generate.question import from_command_line, last_question, picture, row_seed
 
 TOKENS = ("eos_tokens", "pad_token", "bos_token")  # the model's own
+_ENUMS = {"early_stopping", "rules"}
 
 
 def parsed(*arguments: str) -> flags.FlagValues:
@@ -23,8 +24,16 @@ def parsed(*arguments: str) -> flags.FlagValues:
 def test_every_setting_has_its_flag_and_default():
     names = {field.name for field in dataclasses.fields(GenerationConfig)} - {*TOKENS}
     values = parsed()
-    assert names | {"seed"} <= set(values)
-    assert decoding(values) == GenerationConfig() and values.seed == 0
+    assert names <= set(values)
+    assert all(values[name].default == getattr(GenerationConfig(), name) for name in names - _ENUMS)
+    assert decoding(values) == GenerationConfig()
+
+
+def test_what_is_not_given_stays_as_it_was():
+    base = GenerationConfig(max_new_tokens=2, num_beams=3)
+    assert decoding(parsed(), base=base) == base
+    given = decoding(parsed("--num_beams=1"), base=base)
+    assert given == GenerationConfig(max_new_tokens=2)
 
 
 def test_settings_are_those_given():
@@ -33,9 +42,8 @@ def test_settings_are_those_given():
         repetition_penalty=1.2, no_repeat_ngram_size=3, num_beams=4, length_penalty=-1.0,
         early_stopping="never", num_return_sequences=2, rules="transformers-4.28",
     )  # fmt: skip
-    values = parsed(*(f"--{name}={value}" for name, value in given.items()), "--seed=5")
+    values = parsed(*(f"--{name}={value}" for name, value in given.items()))
     assert decoding(values) == GenerationConfig(**given)
-    assert values.seed == 5
     for spelled, value in {"true": True, "False": False, "never": "never"}.items():
         config = decoding(parsed("--num_beams=2", f"--early_stopping={spelled}"))
         assert config.early_stopping is value or config.early_stopping == value == "never"
@@ -46,7 +54,7 @@ def test_wrong_settings_are_named_together():
         decoding(parsed("--top_p=2", "--num_beams=0", "--do_sample"))
     with pytest.raises(ValueError, match=r"temperature = 0.5 has no effect without do_sample"):
         decoding(parsed("--temperature=0.5"))
-    for argument in ("--max_new_tokens=many", "--early_stopping=maybe", "--seed=-1"):
+    for argument in ("--max_new_tokens=many", "--early_stopping=maybe"):
         with pytest.raises(flags.IllegalFlagValueError, match=argument[2:].partition("=")[0]):
             parsed(argument)
 
