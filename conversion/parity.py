@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from conversion.engine import ConversionError
 from conversion.io import Source, SourceError, read
-from conversion.recordings import lmeye
+from conversion.recordings import lavis, lmeye
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Case:
 CASES = (
     Case("LMEye stage 2 on LLaMA", lmeye.is_instruct, lmeye.instruct),
     Case("LMEye stage 1 on LLaMA", lmeye.is_align, lmeye.align),
+    Case("EVA ViT of LAVIS", lavis.is_eva_vit, lavis.eva_vit),
+    Case("Q-Former of LAVIS", lavis.is_qformer, lavis.qformer),
 )
 
 
