@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 import transformers
-from test_eva_vit import source
 
 from conversion.engine import config_from_hf, export, load, load_weights
 from conversion.huggingface import blip2_from_hf, config_to_hf
@@ -22,7 +21,7 @@ from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.qformer import QFormerConfig
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.mesh import make_abstract_mesh
-from mmjax.parallel.sharding import PRESETS, resolve
+from mmjax.parallel.sharding import PRESETS, REPLICATE_BELOW, resolve
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -104,7 +103,7 @@ def test_files_of_lavis_are_written_as_they_were_read():
     assert state["visual_encoder.blocks.1.attn.qkv.weight"].shape == (36, 12)
     layers = [key.split(".")[4] for key in state if "crossattention.self.key.weight" in key]
     assert layers == ["0", "2"]
-    again = load(tables.LAVIS, source(state), specs(Blip2(config)))
+    again = load(tables.LAVIS, tiny.source(state), specs(Blip2(config)))
     for path, value in params.items():
         np.testing.assert_array_equal(again[path], value, err_msg=path)
 
@@ -139,3 +138,18 @@ def test_published_sizes():
     for preset in PRESETS:
         resolve(wanted, make_abstract_mesh(8, 1, 4, 2), preset)
         resolve(specs(Blip2(Blip2Config.tiny())), make_abstract_mesh(8, 2, 2, 2), preset)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 64, 1), (1, 4, 2), (1, 8, 8)], ids=str)
+def test_nothing_over_4_mib_is_whole_under_fsdp(sizes):
+    text = QFormerConfig.bert_base(vocab_size=30523, text_head=True)
+    wanted = specs(Blip2(Blip2Config.vit_g(qformer=text)))
+    preset = "fsdp_tp" if sizes[2] > 1 else "fsdp"
+    placed = resolve(wanted, make_abstract_mesh(64, *sizes), preset)
+    large = [path for path, spec in wanted.items() if 4 * spec.size > REPLICATE_BELOW]
+    assert len(large) > 15
+    for path in large:
+        shape = wanted[path].shape
+        assert np.prod(placed[path].shard_shape(shape)) * sizes[1] * sizes[2] <= np.prod(shape), (
+            path
+        )

@@ -9,7 +9,6 @@ import transformers
 from torch.nn.functional import interpolate
 
 from conversion.engine import ConversionError, carry_out, export, load, plan
-from conversion.io import Entry, Source
 from conversion.ops import Positions
 from conversion.tables.eva_vit import EVA, HF
 from mmjax.models.clip import MEAN, STD
@@ -24,11 +23,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 SIZES = dict(image_size=12, patch_size=4, num_layers=3, embed_dim=16, mlp_dim=22, num_heads=2)
 CONFIG = EvaVitConfig(**SIZES, key_bias=True, norm_eps=1e-3)
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
-
-
-def source(arrays) -> Source:
-    entries = {k: Entry(a.shape, a.dtype, lambda a=a: a) for k, a in arrays.items()}
-    return Source("source", entries)
 
 
 def as_eva(config: EvaVitConfig, *, grid: int | None = None) -> dict[str, np.ndarray]:
@@ -68,7 +62,7 @@ def state(theirs) -> dict[str, np.ndarray]:
 
 
 def test_every_block(theirs, state):
-    params = load(HF, source(state), specs(EvaVit(CONFIG)))
+    params = load(HF, tiny.source(state), specs(EvaVit(CONFIG)))
     pixels = ((FRAMES / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     found = []
     modules = (theirs.embeddings, *theirs.encoder.layers)
@@ -100,7 +94,7 @@ def test_pictures_of_another_size_are_refused():
 def test_import_then_export_is_bit_equal(state):
     without = EvaVitConfig(**SIZES)
     for table, config, arrays in ((HF, CONFIG, state), (EVA, without, as_eva(without))):
-        params = load(table, source(arrays), specs(EvaVit(config)))
+        params = load(table, tiny.source(arrays), specs(EvaVit(config)))
         back = dict(export(table, params))
         assert back.keys() == arrays.keys()
         for key, array in arrays.items():
@@ -115,14 +109,14 @@ def test_both_spellings_lead_to_the_same_tower(state):
         if key.endswith("qkv.bias")
     }
     wanted = specs(EvaVit(EvaVitConfig(**SIZES)))
-    params = load(HF, source(zero), wanted)
+    params = load(HF, tiny.source(zero), wanted)
     assert not any(path.endswith("attention.k.bias") for path in params)
     back = dict(export(HF, params))
     assert all(np.array_equal(back[key], value) for key, value in zero.items())
-    again = load(EVA, source(dict(export(EVA, params))), wanted)
+    again = load(EVA, tiny.source(dict(export(EVA, params))), wanted)
     assert all(np.array_equal(again[path], value) for path, value in params.items())
     with pytest.raises(ConversionError, match=r"layers\.\d\.self_attn\.qkv\.bias: .*key_bias"):
-        load(HF, source(state), wanted)
+        load(HF, tiny.source(state), wanted)
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 7), (7, 3), (16, 30), (5, 4), (1, 3)])
@@ -143,7 +137,7 @@ def test_positions_are_resized_as_torch_does(before, after):
 def test_another_grid_is_resized_on_import_and_reported(grid):
     config = EvaVitConfig(**SIZES)
     arrays = as_eva(config, grid=grid)
-    decided = plan(EVA, source(arrays), specs(EvaVit(config)))
+    decided = plan(EVA, tiny.source(arrays), specs(EvaVit(config)))
     notice = f"pos_embed: positions of {grid} x {grid} patches resized to 3 x 3"
     assert decided.report()["notices"] == [notice]
     position = carry_out(decided)["position"]
@@ -154,7 +148,7 @@ def test_another_grid_is_resized_on_import_and_reported(grid):
     assert Positions(3).forward(half).dtype == np.float32
     arrays["pos_embed"] = np.zeros((1, 12, 16), np.float32)
     with pytest.raises(ConversionError, match="12 positions are no class token and a square"):
-        plan(EVA, source(arrays), specs(EvaVit(config)))
+        plan(EVA, tiny.source(arrays), specs(EvaVit(config)))
 
 
 def test_published_size_has_a_place_under_every_preset():

@@ -9,7 +9,6 @@ import tiny
 import torch
 import transformers
 from safetensors.numpy import load_file
-from test_eva_vit import source
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
@@ -63,7 +62,7 @@ def params(theirs):
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     state |= {f"embeddings.{key}": value.numpy() for key, value in words.state_dict().items()}
     table = tables.HF + tables.HF_TEXT
-    params = load(table, source(state), specs(QFormer(CONFIG)))
+    params = load(table, tiny.source(state), specs(QFormer(CONFIG)))
     back = dict(export(table, params))
     assert back.keys() == state.keys()
     for key, value in state.items():
@@ -162,7 +161,7 @@ def test_lavis_spelling_is_written_as_it_was_read(request):
     config = lavis_qformer_sizes({key: value.shape for key, value in state.items()})
     assert (config.num_layers, config.vocab_size, config.text_head) == (4, 50, True)
     table = tables.LAVIS.under(source_prefix="Qformer.")
-    back = dict(export(table, load(table, source(state), specs(QFormer(config)))))
+    back = dict(export(table, load(table, tiny.source(state), specs(QFormer(config)))))
     copies = {f"Qformer.cls.predictions.decoder.{name}" for name in ("weight", "bias")}
     assert state.keys() - back.keys() == copies | {"Qformer.bert.embeddings.position_ids"}
     for key, value in back.items():
