@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from conversion.io import Entry, Source
-from conversion.ops import Shape, join_rows, split_rows
+from conversion.ops import Positions, Shape, join_rows, split_rows
 from conversion.rules import Binding, Init, Slot, Table
 from mmjax.nn.param import ParamSpec, init_params
 
@@ -125,6 +125,7 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
         problems += _mixed_dtypes(source, steps)
     if problems:
         raise ConversionError(source.name, sorted(problems))
+    source = dataclasses.replace(source, notices=(*source.notices, *_remarks(source, steps)))
     return Plan(
         source, specs, tuple(steps), dict(sorted(ignored.items())), initialised, tuple(sorted(ties))
     )
@@ -146,6 +147,15 @@ def _fitting(table: Table, binding: Binding, shape: Shape) -> tuple[Slot, ...] |
             return slots
     wanted = " or ".join(str(binding.op.inverse_shape(_joined_shape(slots))) for slots in choices)
     return f"is {shape}, the model wants {wanted} {rule}"
+
+
+def _remarks(source: Source, steps: Iterable[Step]) -> Iterator[str]:
+    """What ops do to tensors besides moving their numbers."""
+    for step in steps:
+        if isinstance(step.binding.op, Positions) and (
+            remark := step.binding.op.remark(source.entries[step.key].shape)
+        ):
+            yield f"{step.key}: {remark}"
 
 
 def _joined_shape(slots: Sequence[Slot]) -> Shape:
@@ -218,7 +228,10 @@ def carry_out(
             left[slot.path] = left.get(slot.path, 0) + 1
     for step in plan.steps:
         entry = plan.source.entries[step.key]
-        whole = step.binding.op.forward(entry.load())
+        try:
+            whole = step.binding.op.forward(entry.load())
+        except ValueError as error:
+            raise ConversionError(plan.source.name, [f"{step.key}: {error}"]) from error
         pieces = [whole]
         if len(step.slots) > 1:
             pieces = split_rows(whole, [slot.shape[0] for slot in step.slots])

@@ -12,10 +12,15 @@ from flax import nnx
 
 from conversion.io import SourceError, read_json
 from conversion.rules import Table
+from conversion.tables import blip2
 from conversion.tables.clip import CLIP
 from conversion.tables.llama import LLAMA
+from conversion.tables.qformer import CROSS_EVERY
+from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
+from mmjax.models.qformer import QFormerConfig
 
 LEGACY_EOS = 2  # in a CLIP text config: "the end is the largest id", whatever the vocabulary
 
@@ -54,6 +59,37 @@ _TEXT_DEFAULTS = _TOWER_DEFAULTS | {
     "eos_token_id": 49407,
 }
 _ACTIVATIONS = ("quick_gelu", "gelu")
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "embed_dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+}
+_BLIP2_VISION = {"image_size": "image_size", "patch_size": "patch_size", **_SIZES}
+_QFORMER = {**_SIZES, "image_dim": "encoder_hidden_size"}
+# What transformers assumes where a BLIP-2 config.json is silent, and what alone is known here.
+_BLIP2_VISION_DEFAULTS = {
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-6,
+}
+_BLIP2_VISION_FIXED = {"hidden_act": "gelu", "qkv_bias": True}
+_QFORMER_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "layer_norm_eps": 1e-12,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "use_qformer_text_input": False,
+}
+_QFORMER_FIXED = {"hidden_act": "gelu", "cross_attention_frequency": CROSS_EVERY}
 
 
 def llama_from_hf(values: Mapping) -> LlamaConfig:
@@ -149,11 +185,74 @@ def clip_to_hf(config: ClipConfig) -> dict:
     }
 
 
+def blip2_from_hf(values: Mapping) -> Blip2Config:
+    """The seeing half. Raises SourceError for what the networks do not do."""
+    vision = _BLIP2_VISION_DEFAULTS | (values.get("vision_config") or {})
+    qformer = _QFORMER_DEFAULTS | (values.get("qformer_config") or {})
+    qformer["encoder_hidden_size"] = vision["hidden_size"]  # as transformers does
+    problems = [
+        f"{name}.{key} is {part[key]!r}, only {known!r} is known"
+        for name, part, fixed in (
+            ("vision_config", vision, _BLIP2_VISION_FIXED),
+            ("qformer_config", qformer, _QFORMER_FIXED),
+        )
+        for key, known in fixed.items()
+        if part.get(key, known) != known
+    ]
+    _refuse("blip-2", problems)
+    text = qformer["use_qformer_text_input"]
+    return Blip2Config(
+        vision=EvaVitConfig(
+            **{ours: vision[theirs] for ours, theirs in _BLIP2_VISION.items()}, key_bias=True
+        ),
+        qformer=QFormerConfig(
+            **{ours: qformer[theirs] for ours, theirs in _QFORMER.items()},
+            vocab_size=qformer["vocab_size"] if text else 0,
+            max_positions=qformer["max_position_embeddings"],
+        ),
+        num_queries=values.get("num_query_tokens", 32),
+        norm_eps=vision["layer_norm_eps"],
+    )
+
+
+def blip2_to_hf(config: Blip2Config) -> dict:
+    """transformers has one epsilon for the tower and the norm behind it; the tower's is written, as
+    in transformers' own conversions of LAVIS."""
+    text = config.qformer.vocab_size > 0
+    if config.qformer.cross_every != CROSS_EVERY:
+        raise SourceError(
+            f"transformers' names are known for cross-attention every {CROSS_EVERY} layers, this "
+            f"Q-Former has it every {config.qformer.cross_every}"
+        )
+    vision = {theirs: getattr(config.vision, ours) for ours, theirs in _BLIP2_VISION.items()}
+    qformer = {theirs: getattr(config.qformer, ours) for ours, theirs in _QFORMER.items()}
+    if text:
+        qformer["vocab_size"] = config.qformer.vocab_size
+    return {
+        "architectures": [
+            "Blip2ForImageTextRetrieval" if text else "Blip2VisionModelWithProjection"
+        ],
+        "model_type": "blip-2",
+        "num_query_tokens": config.num_queries,
+        "vision_config": {"model_type": "blip_2_vision_model", **vision, **_BLIP2_VISION_FIXED},
+        "qformer_config": {
+            "model_type": "blip_2_qformer",
+            **qformer,
+            **_QFORMER_FIXED,
+            "max_position_embeddings": config.qformer.max_positions,
+            "use_qformer_text_input": text,
+        },
+    }
+
+
 def _refuse(network: str, problems: list[str]) -> None:
     if problems:
         raise SourceError(
             f"config.json of a {network} that cannot be imported: {'; '.join(problems)}"
         )
+
+
+NetworkConfig = LlamaConfig | ClipConfig | Blip2Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +262,14 @@ class Network:
     table: Table
     model: type[nnx.Module]
     config: type
-    from_hf: Callable[[Mapping], LlamaConfig | ClipConfig]
-    to_hf: Callable[[LlamaConfig | ClipConfig], dict]
+    from_hf: Callable[[Mapping], NetworkConfig]
+    to_hf: Callable[[NetworkConfig], dict]
 
 
 NETWORKS = {
     "llama": Network(LLAMA, Llama, LlamaConfig, llama_from_hf, llama_to_hf),
     "clip": Network(CLIP, Clip, ClipConfig, clip_from_hf, clip_to_hf),
+    "blip-2": Network(blip2.HF, Blip2, Blip2Config, blip2_from_hf, blip2_to_hf),
 }
 
 
@@ -191,7 +291,7 @@ def network_of(values: Mapping | None, where: str | Path) -> str:
     return values["model_type"]
 
 
-def config_from_hf(folder: str | Path) -> LlamaConfig | ClipConfig:
+def config_from_hf(folder: str | Path) -> NetworkConfig:
     """The config of the network in a Hugging Face folder.
 
     Raises:
@@ -202,7 +302,7 @@ def config_from_hf(folder: str | Path) -> LlamaConfig | ClipConfig:
     return NETWORKS[network_of(values, folder)].from_hf(values)
 
 
-def config_to_hf(config: LlamaConfig | ClipConfig) -> dict:
+def config_to_hf(config: NetworkConfig) -> dict:
     """What goes into ``config.json``."""
     network = next(network for network in NETWORKS.values() if isinstance(config, network.config))
     return network.to_hf(config)

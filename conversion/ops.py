@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from mmjax.nn.patches import resize_grid
+
 Shape = tuple[int, ...]
 
 
@@ -87,6 +89,134 @@ class Conv:
         if p * p * self.channels != shape[0]:
             raise ValueError(f"{shape[0]} rows are no square patch of {self.channels} channels")
         return (shape[1], self.channels, p, p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeeze:
+    """Takes ``count`` axes of length 1 off the front: [1, 1, d] -> [d]."""
+
+    count: int = 1
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.forward_shape(x.shape))
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.inverse_shape(x.shape))
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if shape[: self.count] != (1,) * self.count or len(shape) <= self.count:
+            raise ValueError(f"the first {self.count} of more dimensions must be 1, not {shape}")
+        return shape[self.count :]
+
+    def inverse_shape(self, shape: Shape) -> Shape:
+        return (1,) * self.count + shape
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedKernels:
+    """Queries, keys and values in one `torch.nn.Linear`, [3*out, in] -> three kernels one below
+    the other, [3*in, out]."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        rows, width = self.forward_shape(x.shape)
+        return x.reshape(3, width, rows // 3).swapaxes(1, 2).reshape(rows, width)
+
+    inverse = forward
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 2 or shape[0] % 3:
+            raise ValueError(f"three layers in one are [3*out, in], not {shape}")
+        return (3 * shape[1], shape[0] // 3)
+
+    inverse_shape = forward_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedBiases:
+    """Their biases in one, [3*out]. Ours has those of the keys, or (``key`` False) drops them if
+    they are zero, [2*out]."""
+
+    key: bool = True
+
+    def fitted(self, shapes: Sequence[Shape]) -> "FusedBiases":
+        return FusedBiases(key=len(shapes) == 3)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        if self.key:
+            return x
+        query, key, value = np.split(x, 3)
+        if key.any():
+            raise ValueError(
+                "the bias of the keys is not zero and the model has none; its config's key_bias "
+                "keeps it"
+            )
+        return np.concatenate([query, value])
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        if self.key:
+            return x
+        query, value = np.split(x, 2)
+        return np.concatenate([query, np.zeros_like(query), value])
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 1 or shape[0] % 3:
+            raise ValueError(f"three biases in one are [3*out], not {shape}")
+        return shape if self.key else (shape[0] // 3 * 2,)
+
+    def inverse_shape(self, shape: Shape) -> Shape:
+        return shape if self.key else (shape[0] // 2 * 3,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Learned positions of a class token and a square of patches, [1, 1+g*g, d] -> [1+G*G, d].
+
+    Where the model's ``grid`` G is another than the source's, the patches' rows are resized, as
+    torch does it. ``inverse`` writes the model's grid: what a resize lost does not come back.
+    """
+
+    grid: int | None = None  # None = the source's
+
+    def fitted(self, shapes: Sequence[Shape]) -> "Positions":
+        return Positions(_side(shapes[0][0]))
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        side, d = _side(x.shape[1]), x.shape[2]
+        if self.grid in (None, side):
+            return x[0]
+        patches = resize_grid(x[0, 1:].reshape(side, side, d), self.grid).reshape(-1, d)
+        return np.concatenate([x[0, :1], patches]).astype(np.float32)  # the source may be half
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        return x[None]
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 3 or shape[0] != 1:
+            raise ValueError(f"positions are [1, 1+g*g, d], not {shape}")
+        side = _side(shape[1])
+        return ((self.grid or side) ** 2 + 1, shape[2])
+
+    def inverse_shape(self, shape: Shape) -> Shape:
+        return (1, *shape)
+
+    def remark(self, shape: Shape) -> str | None:
+        """What a reader of the report should know about a source of this shape."""
+        side = _side(shape[1])
+        if self.grid in (None, side):
+            return None
+        return f"positions of {side} x {side} patches resized to {self.grid} x {self.grid}"
+
+
+def _side(positions: int) -> int:
+    side = math.isqrt(max(positions - 1, 0))
+    if side == 0 or side**2 + 1 != positions:
+        raise ValueError(f"{positions} positions are no class token and a square of patches")
+    return side
+
+
+def fitted(op: Op, shapes: Sequence[Shape]) -> Op:
+    """``op`` for a model whose leaves have these shapes: some do more than one thing."""
+    return op.fitted(shapes) if hasattr(op, "fitted") else op
 
 
 def split_rows(x: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from conversion.engine import ConversionError
 from conversion.io import Source, SourceError, read
-from conversion.recordings import decoding, lmeye
+from conversion.recordings import decoding, lavis, lmeye
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ CASES = (
     Case("LMEye stage 2 on LLaMA", lmeye.is_instruct, lmeye.instruct),
     Case("LMEye stage 1 on LLaMA", lmeye.is_align, lmeye.align),
     Case("decoding rules of transformers 4.28", decoding.is_rules, decoding.rules),
+    Case("EVA ViT of LAVIS", lavis.is_eva_vit, lavis.eva_vit),
+    Case("Q-Former of LAVIS", lavis.is_qformer, lavis.qformer),
 )
 
 

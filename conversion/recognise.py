@@ -15,11 +15,14 @@ from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
 from conversion.rules import Table
-from conversion.tables import lmeye
+from conversion.tables import blip2, eva_vit, lmeye
 from conversion.tables.clip import CLIP, VISION
 from conversion.tables.llama import LLAMA
+from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.eva_vit import EvaVit, EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
+from mmjax.models.qformer import QFormerConfig
 from mmjax.nn.param import specs
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
 
@@ -134,6 +137,85 @@ def clip_picture_half_sizes(shapes: Shapes) -> ClipConfig:
     return _clip_around(vision=clip_vision_sizes(shapes), projection_dim=projection_dim)
 
 
+def _grid(positions: Shape) -> int:
+    """Patches along a side, of positions [1 1+g*g d]."""
+    grid = math.isqrt(positions[1] - 1)
+    if not grid:
+        raise UnknownSizes(f"positions of shape {positions} have no patches")
+    return grid
+
+
+def eva_vit_sizes(shapes: Shapes) -> EvaVitConfig:
+    d, _, patch, _ = _shape(shapes, 4, "patch_embed.proj.weight")
+    return EvaVitConfig(
+        image_size=patch * _grid(_shape(shapes, 3, "pos_embed")),
+        patch_size=patch,
+        num_layers=_num_layers(shapes, "blocks."),
+        embed_dim=d,
+        mlp_dim=_shape(shapes, 2, "blocks.0.mlp.fc1.weight")[0],
+        num_heads=1,
+    )
+
+
+def qformer_sizes(shapes: Shapes, *, layers: str, words: str) -> QFormerConfig:
+    """``layers``: what the numbers of the layers follow; ``words``: what the text branch's two
+    embeddings are below."""
+    cross = (f"{layers}0.crossattention.{inner}.key.weight" for inner in ("self", "attention"))
+    d, image_dim = _shape(shapes, 2, *cross)
+    config = QFormerConfig(
+        num_layers=_num_layers(shapes, layers),
+        embed_dim=d,
+        mlp_dim=_shape(shapes, 2, f"{layers}0.intermediate_query.dense.weight")[0],
+        num_heads=1,
+        image_dim=image_dim,
+    )
+    if f"{words}word_embeddings.weight" not in shapes:
+        return config
+    return dataclasses.replace(
+        config,
+        vocab_size=_shape(shapes, 2, f"{words}word_embeddings.weight")[0],
+        max_positions=_shape(shapes, 2, f"{words}position_embeddings.weight")[0],
+    )
+
+
+def lavis_qformer_sizes(shapes: Shapes) -> QFormerConfig:
+    """Of a BLIP-2 file of LAVIS."""
+    bert = "Qformer.bert."
+    config = qformer_sizes(shapes, layers=f"{bert}encoder.layer.", words=f"{bert}embeddings.")
+    head = "Qformer.cls.predictions.bias" in shapes
+    return dataclasses.replace(config, text_head=head and config.vocab_size > 0)
+
+
+def blip2_bridge_sizes(shapes: Shapes) -> Blip2Config:
+    qformer = lavis_qformer_sizes(shapes)
+    small = dict(image_size=1, patch_size=1, num_layers=1, mlp_dim=1, num_heads=1)
+    return Blip2Config(
+        vision=EvaVitConfig(embed_dim=qformer.image_dim, **small),
+        qformer=qformer,
+        num_queries=_shape(shapes, 3, "query_tokens")[1],
+    )
+
+
+def blip2_sizes(shapes: Shapes) -> Blip2Config:
+    """As transformers names it."""
+    vision, layer = "vision_model.", "vision_model.encoder.layers.0."
+    d, _, patch, _ = _shape(shapes, 4, f"{vision}embeddings.patch_embedding.weight")
+    tower = EvaVitConfig(
+        image_size=patch * _grid(_shape(shapes, 3, f"{vision}embeddings.position_embedding")),
+        patch_size=patch,
+        num_layers=_num_layers(shapes, f"{vision}encoder.layers."),
+        embed_dim=d,
+        mlp_dim=_shape(shapes, 2, f"{layer}mlp.fc1.weight")[0],
+        num_heads=1,
+        key_bias=True,
+    )
+    qformer = qformer_sizes(shapes, layers="qformer.encoder.layer.", words="embeddings.")
+    if qformer.image_dim != d:
+        raise UnknownSizes(f"the Q-Former looks at width {qformer.image_dim}, the tower has {d}")
+    num_queries = _shape(shapes, 3, "query_tokens")[1]
+    return Blip2Config(vision=tower, qformer=qformer, num_queries=num_queries)
+
+
 def lmeye_stage1_sizes(shapes: Shapes) -> LMEyeConfig:
     d, joint = _shape(shapes, 2, "imageLinear.weight", "imgLinear.weight")
     return LMEyeConfig(language=_llama_around(d), clip=_clip_around(projection_dim=joint))
@@ -178,6 +260,9 @@ KINDS = (
     Kind("llama", LLAMA, Llama, llama_sizes),
     Kind("clip", CLIP, Clip, clip_sizes),
     Kind("clip picture half", VISION, Clip, clip_picture_half_sizes),
+    Kind("eva vit", eva_vit.EVA, EvaVit, eva_vit_sizes),
+    Kind("blip-2 of LAVIS without its tower", blip2.BRIDGE, Blip2, blip2_bridge_sizes),
+    Kind("blip-2 of transformers", blip2.HF, Blip2, blip2_sizes),
     LMEYE_NET,
     LMEYE_STAGE1,
     LMEYE_FULL,

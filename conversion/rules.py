@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
-from conversion.ops import IDENTITY, Op, Shape
+from conversion.ops import IDENTITY, Op, Shape, fitted
 
 LAYER = "{layer}"
 
@@ -28,11 +28,13 @@ class Rule:
         along its first axis among them (vocabulary rows); those that the model does not have are
         passed over.
       op: from the source's layout to ours.
+      every: the source's layers 0, every, 2 * every, ... are our rows 0, 1, 2, ...
     """
 
     source: str | tuple[str, ...]
     path: str | tuple[str, ...]
     op: Op = IDENTITY
+    every: int = 1
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -120,6 +122,7 @@ class Table:
                     source=tuple(source_prefix + key for key in rule.spellings),
                     path=tuple(path_prefix + path for path in rule.paths),
                     op=rule.op,
+                    every=rule.every,
                 )
                 for rule in self.rules
             ),
@@ -168,13 +171,17 @@ def _bind(rule: Rule, shapes: Mapping[str, Shape]) -> Iterable[Binding]:
             Slot(path, None, tuple(shapes[path])) for path in rule.paths if path in shapes
         )
         if slots:
-            yield Binding(rule.spellings, slots, rule.op)
+            yield Binding(rule.spellings, slots, _op(rule, slots))
         return
     columns = [rows for path in rule.paths if (rows := _rows(path, shapes))]
-    for layer, slots in enumerate(zip(*columns, strict=True)):
-        yield Binding(
-            tuple(key.replace(LAYER, str(layer)) for key in rule.spellings), slots, rule.op
-        )
+    for row, slots in enumerate(zip(*columns, strict=True)):
+        layer = str(row * rule.every)
+        keys = tuple(key.replace(LAYER, layer) for key in rule.spellings)
+        yield Binding(keys, slots, _op(rule, slots))
+
+
+def _op(rule: Rule, slots: tuple[Slot, ...]) -> Op:
+    return fitted(rule.op, [slot.shape for slot in slots])
 
 
 def segments(path: str, shapes: Mapping[str, Shape]) -> list[str]:

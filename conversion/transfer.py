@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from conversion.engine import ConversionError, carry_out, exported, plan, together
-from conversion.huggingface import NETWORKS, config_to_hf, network_of
+from conversion.huggingface import NETWORKS, NetworkConfig, config_to_hf, network_of
 from conversion.io import Entry, Source, SourceError, completed, read, write_pth, write_safetensors
 from conversion.recognise import LMEYE_NET, LMEYE_STAGE1, recognise
 from conversion.runs import is_run, read_run
 from conversion.store import read_imported, save_imported, staged
-from conversion.tables import lmeye
+from conversion.tables import blip2, eva_vit, lmeye
 from mmjax.data.templates import LMEyeQuestion, to_json
+from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import ClipConfig
 from mmjax.models.llama import LlamaConfig
 from mmjax.nn.param import specs, subset
@@ -51,8 +52,9 @@ def import_checkpoint(
     """Reads ``sources`` into an imported checkpoint at ``out`` and returns its report.
 
     Args:
-      system: llama | clip (one Hugging Face folder), or lmeye (folders of a LLaMA and a CLIP and
-        the ``net`` file of stage 1 or 2, in any order).
+      system: llama | clip | blip-2 (one Hugging Face folder; blip-2 also: the files of EVA ViT
+        and of BLIP-2 that LAVIS reads, with a variant), or lmeye (folders of a LLaMA and a CLIP
+        and the ``net`` file of stage 1 or 2, in any order).
       variant: a published size, which the sources must have; None = whatever they have.
       dtype: of all leaves; None = as in the sources.
       upstream_embedding_img_bug: load as upstream's own loaders do (LMEye reference, Q6).
@@ -67,6 +69,8 @@ def import_checkpoint(
     opened = [read(path) for path in sources]
     if system == "lmeye":
         config, model, parts = _lmeye(opened, variant, upstream_embedding_img_bug)
+    elif system == "blip-2" and any(source.config is None for source in opened):
+        config, model, parts = _blip2(opened, variant)
     else:
         config, model, parts = _network(system, opened, variant)
     decided = plan(*together(parts), specs(model), dtype=dtype)
@@ -113,6 +117,36 @@ def _network(system: str, opened: list[Source], variant: str | None):
     return config, network.model(config), [(network.table, source)]
 
 
+def _blip2(opened: list[Source], variant: str | None):
+    """(config, model, tables with their sources) from the two files that LAVIS reads."""
+    if variant is None:
+        raise SourceError("LAVIS's files do not tell how many heads there are; give --variant")
+    config = Blip2Config.named(variant)
+    tables = {
+        "vision": eva_vit.EVA.under(path_prefix="vision.") + eva_vit.EVA_FILE_REST,
+        "rest": blip2.BRIDGE + blip2.BRIDGE_FILE_REST,
+    }
+    roles = {"vision": "patch_embed.proj.weight", "rest": "query_tokens"}
+    parts = {}
+    for source in opened:
+        role = next((role for role, key in roles.items() if key in source.entries), None)
+        if role is None:
+            raise SourceError(
+                f"{source.name}: neither an EVA ViT ({roles['vision']}) nor LAVIS's BLIP-2 "
+                f"({roles['rest']})"
+            )
+        if role in parts:
+            raise SourceError(f"{parts[role].name} and {source.name} hold the same part")
+        parts[role] = source
+    if len(parts) < len(roles):
+        raise SourceError(
+            "BLIP-2 of LAVIS is made of two files, an EVA ViT and a BLIP-2; "
+            f"given: {', '.join(source.name for source in opened)}"
+        )
+    named = [(tables[role], dataclasses.replace(part, name=role)) for role, part in parts.items()]
+    return config, Blip2(config), named
+
+
 def _lmeye(opened: list[Source], variant: str | None, bug: bool):
     """(config, model, tables with their sources) from whatever the sources turn out to be."""
     named = None if variant is None else LMEyeConfig.named(variant)
@@ -120,7 +154,10 @@ def _lmeye(opened: list[Source], variant: str | None, bug: bool):
     sizes, table = None, None
     for source in opened:
         if source.config is not None:
-            role = {"llama": "language", "clip": "clip"}[network_of(source.config, source.name)]
+            network = network_of(source.config, source.name)
+            if network not in ("llama", "clip"):
+                raise SourceError(f"{source.name}: holds a {network}, which LMEye has no place for")
+            role = {"llama": "language", "clip": "clip"}[network]
         else:
             kind, sizes, _ = recognise(source)
             kinds = {
@@ -185,7 +222,7 @@ def _lmeye_config(
 
 def save_hf(
     folder: str | Path,
-    config: LlamaConfig | ClipConfig,
+    config: NetworkConfig,
     params: Mapping[str, np.ndarray | jax.Array],
     *,
     dtype=None,
@@ -231,7 +268,7 @@ def export_checkpoint(
     Args:
       format: ``hf`` = folders for transformers (LMEye: ``language`` and ``clip``, without its own
         ten tensors); ``original`` = what upstream's loaders read (LMEye: ``{'net': ...}`` of
-        ``stage`` 1 or 2).
+        ``stage`` 1 or 2; BLIP-2: LAVIS's ``eva_vit.pth`` and ``blip2.pth``).
       module_prefix: keys as DistributedDataParallel writes them (``original`` only).
       drop_added_rows: leave out rows of added tokens even if they are not zero. Neither format has
         a place for them.
@@ -253,10 +290,19 @@ def export_checkpoint(
                 ],
             )
         del params[path]
-    if format == "original" and system != "lmeye":
+    if format == "original" and system not in ("lmeye", "blip-2"):
         raise SourceError(f"the original format of {system} is hf")
     with completed(Path(out)) as temporary:
-        if format == "original":
+        if format == "original" and system == "blip-2":
+            tower = {path: leaf for path, leaf in params.items() if path.startswith("vision.")}
+            rest = {path: leaf for path, leaf in params.items() if path not in tower}
+            for name, table, part, container in (
+                ("eva_vit", eva_vit.EVA.under(path_prefix="vision."), tower, None),
+                ("blip2", blip2.BRIDGE, rest, "model"),
+            ):
+                entries = exported(table, part, dtype=dtype)
+                write_pth(temporary / f"{name}.pth", entries, container=container)
+        elif format == "original":
             table = {1: lmeye.NET_STAGE1, 2: lmeye.NET}[stage]
             net = {path: leaf for path, leaf in params.items() if table.fills(path)}
             entries = exported(table, net, dtype=dtype)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from conversion.io import Entry, Source
 from mmjax.data.batch import Batch
 from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
@@ -122,6 +123,12 @@ def start(system: System, mesh, preset: str, frozen: str, settings: OptimizerCon
         {path: value for path, value in params.items() if path not in trainable},
         optimizer,
     )
+
+
+def source(arrays: Mapping[str, np.ndarray]) -> Source:
+    """Arrays as a checkpoint."""
+    entries = {k: Entry(a.shape, a.dtype, lambda a=a: a) for k, a in arrays.items()}
+    return Source("source", entries)
 
 
 def randomise(model, seed: int = 0) -> None:

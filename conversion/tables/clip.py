@@ -1,29 +1,20 @@
 """CLIP as transformers' `CLIPModel` names it. `VISION` is its picture half, which some systems
 publish alone."""
 
-from conversion.ops import Conv, Transpose
+from conversion.ops import Conv
 from conversion.rules import Ignore, Rule, Table
-
-
-def _linear(source: str, path: str, *, bias: bool = True) -> tuple[Rule, ...]:
-    kernel = Rule(f"{source}.weight", f"{path}.kernel", Transpose())
-    return (kernel, Rule(f"{source}.bias", f"{path}.bias")) if bias else (kernel,)
-
-
-def _norm(source: str, path: str) -> tuple[Rule, ...]:
-    return Rule(f"{source}.weight", f"{path}.scale"), Rule(f"{source}.bias", f"{path}.bias")
-
+from conversion.tables.torch_layers import linear, norm
 
 _BLOCK = Table(
     rules=(
-        *_norm("layer_norm1", "attention_norm"),
-        *_linear("self_attn.q_proj", "attention.q"),
-        *_linear("self_attn.k_proj", "attention.k"),
-        *_linear("self_attn.v_proj", "attention.v"),
-        *_linear("self_attn.out_proj", "attention.o"),
-        *_norm("layer_norm2", "mlp_norm"),
-        *_linear("mlp.fc1", "mlp.up"),
-        *_linear("mlp.fc2", "mlp.down"),
+        *norm("layer_norm1", "attention_norm"),
+        *linear("self_attn.q_proj", "attention.q"),
+        *linear("self_attn.k_proj", "attention.k"),
+        *linear("self_attn.v_proj", "attention.v"),
+        *linear("self_attn.out_proj", "attention.o"),
+        *norm("layer_norm2", "mlp_norm"),
+        *linear("mlp.fc1", "mlp.up"),
+        *linear("mlp.fc2", "mlp.down"),
     )
 )
 
@@ -34,8 +25,8 @@ _VISION_MODEL = Table(
         Rule("embeddings.patch_embedding.weight", "patch.kernel", Conv()),
         Rule("embeddings.class_embedding", "class_embedding"),
         Rule("embeddings.position_embedding.weight", "position"),
-        *_norm("pre_layrnorm", "pre_norm"),  # the misspelling is the original's
-        *_norm("post_layernorm", "post_norm"),
+        *norm("pre_layrnorm", "pre_norm"),  # the misspelling is the original's
+        *norm("post_layernorm", "post_norm"),
     ),
     ignore=_POSITION_IDS,
 ) + _BLOCK.under(source_prefix="encoder.layers.{layer}.", path_prefix="layers.")
@@ -44,13 +35,13 @@ _TEXT_MODEL = Table(
     rules=(
         Rule("embeddings.token_embedding.weight", "embedding.table"),
         Rule("embeddings.position_embedding.weight", "position"),
-        *_norm("final_layer_norm", "norm"),
+        *norm("final_layer_norm", "norm"),
     ),
     ignore=_POSITION_IDS,
 ) + _BLOCK.under(source_prefix="encoder.layers.{layer}.", path_prefix="layers.")
 
 VISION = _VISION_MODEL.under(source_prefix="vision_model.", path_prefix="vision.") + Table(
-    rules=_linear("visual_projection", "visual_projection", bias=False)
+    rules=linear("visual_projection", "visual_projection", bias=False)
 )
 
 CLIP = (
@@ -58,7 +49,7 @@ CLIP = (
     + _TEXT_MODEL.under(source_prefix="text_model.", path_prefix="text.")
     + Table(
         rules=(
-            *_linear("text_projection", "text_projection", bias=False),
+            *linear("text_projection", "text_projection", bias=False),
             Rule("logit_scale", "logit_scale"),
         )
     )

@@ -16,11 +16,18 @@ from mmjax.nn.dense import Dense, Embedding
 from mmjax.nn.mlp import MLP
 from mmjax.nn.norm import LayerNorm
 from mmjax.nn.param import normal, param
+from mmjax.nn.patches import cut_patches
 from mmjax.nn.stack import run, stack
 from mmjax.parallel.sharding import constrain_rows
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(frames: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """uint8[b H W 3] -> pixels [b H W 3] as CLIP, and whoever starts from it, was trained on."""
+    pixels = (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+    return pixels.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +141,7 @@ class ClipVision(nnx.Module):
     def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised pixels [b H W 3] -> (states of class token and patches [b p+1 d], pooled [b
         d])."""
-        x = self.patch(_patches(pixels, self.config.patch_size))
+        x = self.patch(cut_patches(pixels, self.config.patch_size))
         first = jnp.broadcast_to(
             self.class_embedding[...].astype(x.dtype), (x.shape[0], 1, x.shape[2])
         )
@@ -143,13 +150,6 @@ class ClipVision(nnx.Module):
             self.layers, lambda block, x, *_: (block(x, causal=False), None), self.pre_norm(x)
         )
         return x, self.post_norm(x[:, 0])
-
-
-def _patches(pixels: jax.Array, size: int) -> jax.Array:
-    """[b H W 3] -> [b p size*size*3], patches and pixels within them in reading order."""
-    b, height, width, channels = pixels.shape
-    x = pixels.reshape(b, height // size, size, width // size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, size * size * channels)
 
 
 class ClipText(nnx.Module):
@@ -192,8 +192,7 @@ class Clip(nnx.Module):
 
     def image_features(self, frames: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """uint8[b H W 3] -> projected class token [b c], not normalised."""
-        pixels = (frames.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
-        return self.visual_projection(self.vision(pixels.astype(dtype))[1])
+        return self.visual_projection(self.vision(normalise(frames, dtype))[1])
 
     def text_features(
         self, tokens: jax.Array, segments: jax.Array | None, dtype: jnp.dtype

@@ -14,7 +14,13 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
 
 
 class Attention(nnx.Module):
-    """Queries, keys and values from one input; grouped heads where ``num_kv_heads < num_heads``."""
+    """Queries, keys and values from one input; grouped heads where ``num_kv_heads < num_heads``.
+
+    Args:
+      bias: of all four layers; ``key_bias``: of the keys, if they differ from the others.
+      seen: width and axis name of what keys and values are made of, if that is another input than
+        the queries' (cross-attention).
+    """
 
     def __init__(
         self,
@@ -24,26 +30,37 @@ class Attention(nnx.Module):
         head_dim: int,
         num_kv_heads: int | None = None,
         bias: bool = False,
+        key_bias: bool | None = None,
         rope_base: float | None = None,
         axes: tuple[str, str, str] = ("embed", "heads", "kv_heads"),
+        seen: tuple[int, str] | None = None,
     ):
         num_kv_heads = num_kv_heads or num_heads
         width, kv_width = num_heads * head_dim, num_kv_heads * head_dim
         embed, heads, kv_heads = axes
+        seen_dim, seen_axis = seen or (embed_dim, embed)
+        key_bias = bias if key_bias is None else key_bias
         self.q = Dense(embed_dim, width, axes=(embed, heads), bias=bias)
-        self.k = Dense(embed_dim, kv_width, axes=(embed, kv_heads), bias=bias)
-        self.v = Dense(embed_dim, kv_width, axes=(embed, kv_heads), bias=bias)
+        self.k = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=key_bias)
+        self.v = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=bias)
         self.o = Dense(width, embed_dim, axes=(heads, embed), bias=bias)
         self.head_dim = head_dim
         self.rope_base = rope_base
 
     def __call__(
-        self, x: jax.Array, attend: Attend, positions: jax.Array | None = None
+        self,
+        x: jax.Array,
+        attend: Attend,
+        positions: jax.Array | None = None,
+        seen: jax.Array | None = None,
     ) -> tuple[jax.Array, object]:
-        """x [b t d], positions i32[b t] (rotary only) -> ([b t d], what ``attend`` kept)."""
+        """x [b t d], positions i32[b t] (rotary only), seen [b s e] (None = x) -> ([b t d], what
+        ``attend`` kept)."""
         b, t, _ = x.shape
+        seen = x if seen is None else seen
         query, key, value = (
-            layer(x).reshape(b, t, -1, self.head_dim) for layer in (self.q, self.k, self.v)
+            layer(y).reshape(b, y.shape[1], -1, self.head_dim)
+            for layer, y in ((self.q, x), (self.k, seen), (self.v, seen))
         )
         if self.rope_base is not None:
             query, key = (rotate(y, positions, self.rope_base) for y in (query, key))

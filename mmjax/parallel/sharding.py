@@ -15,15 +15,19 @@ ROWS = ("data", "fsdp")  # what the rows of a batch are spread over, in every pr
 # Logical names of parameters: one that is not here is an error. None = whole along that dimension.
 _NAMES = (
     "layers embed mlp heads kv_heads vocab projection "
-    "vit_embed vit_mlp vit_heads clip_embed clip_mlp clip_heads"
+    "vit_embed vit_mlp vit_heads clip_embed clip_mlp clip_heads "
+    "query_embed query_mlp query_heads"
 ).split()
-_FSDP = dict.fromkeys(_NAMES) | {"embed": "fsdp", "vit_embed": "fsdp", "clip_embed": "fsdp"}
+_EMBED = ("embed", "vit_embed", "clip_embed", "query_embed")
+_FSDP = dict.fromkeys(_NAMES) | dict.fromkeys(_EMBED, "fsdp")
 _TENSOR = {"mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"}
 _TENSOR |= {
     "vit_mlp": "tensor",
     "vit_heads": "tensor",
     "clip_mlp": "tensor",
     "clip_heads": "tensor",
+    "query_mlp": "tensor",
+    "query_heads": "tensor",
 }
 PRESETS: dict[str, dict[str, str | None]] = {
     "dp": dict.fromkeys(_NAMES),

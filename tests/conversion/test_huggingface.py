@@ -104,7 +104,9 @@ def test_what_a_clip_must_not_have():
 
 def test_which_network(tmp_path):
     assert network_of({"model_type": "clip"}, "x") == "clip"
-    with pytest.raises(SourceError, match="model_type 'opt'; there are tables for llama, clip"):
+    with pytest.raises(
+        SourceError, match="model_type 'opt'; there are tables for llama, clip, blip"
+    ):
         network_of({"model_type": "opt"}, "x")
     with pytest.raises(SourceError, match=r"no config\.json"):
         config_from_hf(tmp_path)

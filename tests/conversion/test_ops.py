@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from conversion.ops import IDENTITY, Conv, Transpose, join_rows, split_rows
+from conversion.ops import (
+    IDENTITY,
+    Conv,
+    FusedBiases,
+    FusedKernels,
+    Positions,
+    Squeeze,
+    Transpose,
+    fitted,
+    join_rows,
+    split_rows,
+)
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int32)
 
@@ -20,12 +31,31 @@ def _shape(rng, op):
     if isinstance(op, Conv):
         d, p = rng.integers(1, 7, 2)
         return (d, op.channels, p, p)
+    if isinstance(op, Positions):
+        return (1, rng.integers(1, 5) ** 2 + 1, 3)
+    if isinstance(op, Squeeze):
+        return (1,) * op.count + tuple(rng.integers(1, 7, rng.integers(1, 3)))
+    if isinstance(op, FusedKernels | FusedBiases):
+        return (3 * rng.integers(1, 7), *rng.integers(1, 7, int(isinstance(op, FusedKernels))))
     rank = 2 if isinstance(op, Transpose) else rng.integers(0, 4)
     return tuple(rng.integers(1, 7, rank))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", [IDENTITY, Transpose(), Conv(), Conv(channels=1)])
+@pytest.mark.parametrize(
+    "op",
+    [
+        IDENTITY,
+        Transpose(),
+        Conv(),
+        Conv(channels=1),
+        Squeeze(),
+        Squeeze(2),
+        FusedKernels(),
+        FusedBiases(),
+        Positions(),
+    ],
+)
 def test_inverse_undoes_forward(op, dtype):
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -35,6 +65,26 @@ def test_inverse_undoes_forward(op, dtype):
         assert op.inverse_shape(y.shape) == x.shape
         back = op.inverse(y)
         assert back.dtype == x.dtype and back.shape == x.shape and back.tobytes() == x.tobytes()
+
+
+def test_fused_kernels_are_three_transposed_ones():
+    parts = np.random.default_rng(3).normal(size=(3, 5, 4))  # [out, in] each
+    rows = FusedKernels().forward(parts.reshape(15, 4))
+    for part, ours in zip(parts, split_rows(rows, [4, 4, 4]), strict=True):
+        np.testing.assert_array_equal(ours, part.T)
+
+
+def test_a_key_bias_of_zero_is_dropped_and_written_again():
+    x = np.arange(12.0, dtype=np.float16) + 1
+    op = fitted(FusedBiases(), [(4,), (4,)])
+    assert fitted(FusedBiases(), [(4,)] * 3) == FusedBiases()
+    with pytest.raises(ValueError, match="key_bias keeps it"):
+        op.forward(x)
+    x[4:8] = 0
+    y = op.forward(x)
+    assert y.tolist() == [1, 2, 3, 4, 9, 10, 11, 12]
+    assert op.forward_shape((12,)) == y.shape and op.inverse_shape(y.shape) == (12,)
+    assert op.inverse(y).tobytes() == x.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,7 +117,17 @@ def test_conv_is_the_product_with_patches_in_reading_order():
 
 @pytest.mark.parametrize(
     ("op", "shape"),
-    [(Transpose(), (3,)), (Conv(), (4, 1, 2, 2)), (Conv(), (4, 3, 2, 3)), (Conv(), (4, 3))],
+    [
+        (Transpose(), (3,)),
+        (Conv(), (4, 1, 2, 2)),
+        (Conv(), (4, 3, 2, 3)),
+        (Conv(), (4, 3)),
+        (Squeeze(2), (1, 3, 4)),
+        (Squeeze(), (1,)),
+        (FusedKernels(), (7, 3)),
+        (FusedBiases(), (7,)),
+        (Positions(), (10, 4)),
+    ],
 )
 def test_shapes_that_an_op_does_not_take(op, shape):
     with pytest.raises(ValueError, match="not"):

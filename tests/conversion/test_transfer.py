@@ -13,6 +13,7 @@ from conversion.__main__ import main
 from conversion.io import read
 from conversion.store import load_imported, save_imported
 from conversion.transfer import save_hf
+from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import MEAN, STD, Clip
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.nn.param import merge, specs
@@ -162,6 +163,42 @@ def test_a_single_network_in_half_precision(tmp_path, system, request):
     assert (
         _run(f"export --format hf --checkpoint {out} --out", tmp_path / "hf") == 1
     )  # is there already
+
+
+def test_files_of_lavis_there_and_back(tmp_path, capsys):
+    """The two files that LAVIS reads; they hold more than is used."""
+    config = Blip2Config.named("tiny")
+    params = tiny.random_params(specs(Blip2(config)))
+    header = {"system": "blip-2", "variant": "tiny", "model": config_to_dict(config)}
+    save_imported(tmp_path / "made", header, params, {})
+    command = f"export --format original --checkpoint {tmp_path / 'made'} --out"
+    assert _run(command, tmp_path / "files") == 0
+    tower = torch.load(tmp_path / "files" / "eva_vit.pth", weights_only=True)
+    rest = torch.load(tmp_path / "files" / "blip2.pth", weights_only=True)["model"]
+    assert "blocks.3.attn.q_bias" in tower and "Qformer.bert.embeddings.LayerNorm.bias" in rest
+    text = "Qformer.bert.encoder.layer.0.intermediate.dense.weight"
+    more = {"t5_proj.weight": torch.ones(2, 2), text: torch.ones(2)}
+    torch.save({"model": rest | more}, tmp_path / "blip2.pth")
+    torch.save(tower | {"norm.weight": torch.ones(2)}, tmp_path / "eva.pth")
+
+    out, files = tmp_path / "imported", (tmp_path / "eva.pth", tmp_path / "blip2.pth")
+    assert _run(f"import --system blip-2 --variant tiny --out {out} --source", *files) == 0
+    told, again = load_imported(out)
+    assert config_from_dict(Blip2Config, told["model"]) == config
+    assert again.keys() == params.keys()
+    assert all(np.array_equal(again[path], value) for path, value in params.items())
+    ignored = json.loads((out / "report.json").read_text())["ignored"]
+    assert ignored.keys() == {"vision:norm.weight", "rest:t5_proj.weight", f"rest:{text}"}
+
+    for option, given, why in (
+        ("", files, "give --variant"),
+        ("--variant tiny", files[:1], "made of two files"),
+        ("--variant tiny", (files[0], files[0]), "hold the same part"),
+        ("--variant vit-g", files, "the model wants (1408, 3, 14, 14)"),
+    ):
+        command = f"import --system blip-2 {option} --out {tmp_path / 'other'} --source"
+        assert _run(command, *given) == 1
+        assert why in capsys.readouterr().err
 
 
 def test_added_rows_are_not_dropped_by_accident(tmp_path, capsys):
