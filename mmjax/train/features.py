@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
 from mmjax.data.images import clip_preprocess, load_image
@@ -16,13 +17,16 @@ from mmjax.parallel.sharding import place, resolve
 from mmjax.systems.registry import make_system
 from mmjax.train.build import Run
 from mmjax.train.config import data_sections
+from mmjax.train.interrupt import Interruption
 from mmjax.train.optim import TrainRule, select
 from mmjax.train.origin import starting_weights
 from mmjax.train.report import params_hash
 from mmjax.train.tower import Tower
 
 
-def picture_features(run: Run, workdir: Path) -> FeatureStore | None:
+def picture_features(
+    run: Run, workdir: Path, interruption: Interruption | None = None
+) -> FeatureStore | None:
     """The frozen tower's features of the pictures in the config's sources.
 
     As ``config.features`` says: ``step`` gives None, the tower then runs before each step; ``once``
@@ -33,6 +37,8 @@ def picture_features(run: Run, workdir: Path) -> FeatureStore | None:
       ValueError: the tower is to be trained, the sections ask for different picture sizes, or the
         features come from other weights or other preparation.
       FileNotFoundError: there is nothing in the folder.
+      Stopped: while they were computed, there was an ``interruption``; what there is of them is
+        deleted.
     """
     where = run.config["features"]
     if where == "step":
@@ -40,7 +46,7 @@ def picture_features(run: Run, workdir: Path) -> FeatureStore | None:
     tower = Tower(run.system, run.mesh, run.config)
     folder = Path(workdir) / "features" if where == "once" else Path(where)
     if where == "once" and first_says(not folder.exists()):
-        _compute(tower, run.params, run.config, folder)
+        _compute(tower, run.params, run.config, folder, interruption)
     store = FeatureStore(folder)
     store.check(_fingerprint(tower, run.params, run.config))
     shape = tower.row_shape(run.params, _image_size(run.config))
@@ -88,7 +94,13 @@ def _load_tower(tower: Tower, config: dict) -> Params:
     return {path: loaded[path] for path in wanted}
 
 
-def _compute(tower: Tower, params: Params, config: dict, folder: Path) -> None:
+def _compute(
+    tower: Tower,
+    params: Params,
+    config: dict,
+    folder: Path,
+    interruption: Interruption | None = None,
+) -> None:
     everything = specs(tower.system)
     rules = [[TrainRule(*rule) for rule in config[stage]["train"]] for stage in config["stages"]]
     trained = {path for each in rules for path in select(each, everything).trainable}
@@ -106,6 +118,12 @@ def _compute(tower: Tower, params: Params, config: dict, folder: Path) -> None:
         make_source(data["source"], data["split"], **data.get("options", {}))
         for data in _data(config).values()
     ]
+
+    def features(frames: np.ndarray) -> np.ndarray:
+        if interruption is not None:
+            interruption.stop_if_requested()
+        return tower.features(params, frames)
+
     # Every process runs the tower, which may be spread over all of them; the first one writes.
     print(f"Computing the frozen tower's features of all pictures, once: {folder}", flush=True)
     fingerprint, made_by = _fingerprint(tower, params, config), _made_by(tower)
@@ -116,7 +134,7 @@ def _compute(tower: Tower, params: Params, config: dict, folder: Path) -> None:
         compute_features(
             itertools.chain.from_iterable(media_of(source) for source in sources),
             lambda item: clip_preprocess(load_image(item), size),
-            lambda frames: tower.features(params, frames),
+            features,
             writer,
             batch_size=tower.batch_size,
         )

@@ -57,12 +57,21 @@ class Interruption:
             self._deferred = False
 
     def requested(self) -> bool:
-        """Whether the run has to stop after this step; to be called once after every step."""
+        """Whether the run has to stop after this step; all processes must ask equally often."""
         self._steps += 1
         if self._signal is None and jax.process_count() > 1:
             if multihost_utils.reached_preemption_sync_point(self._steps):
                 self._signal = signal.SIGTERM
         return self._signal is not None
+
+    def stop_if_requested(self) -> None:
+        """Between two turns of a loop that has nothing to save.
+
+        What the signal raises can be lost: nothing comes out of the garbage collector's callbacks,
+        of which JAX has one.
+        """
+        if self.requested():
+            self.stop()
 
     def stop(self) -> None:
         raise Stopped(self._signal)

@@ -62,22 +62,20 @@ def train(config: dict, workdir: Path) -> dict[str, float]:
     workdir = Path(workdir).resolve()
     check_claim(workdir, config)
     open_sources(config)
-    with story_folder(workdir) as story:
-        return _train(config, workdir, story)
+    with Interruption().watch() as interruption, story_folder(workdir) as story:
+        return _train(config, workdir, story, interruption)
 
 
-def _train(config: dict, workdir: Path, story: Path) -> dict[str, float]:
+def _train(
+    config: dict, workdir: Path, story: Path, interruption: Interruption
+) -> dict[str, float]:
     """`train`; what people read goes to ``story``."""
     run = build(config)
     claim(workdir, config)
     run.tokenizer.save(story / "tokenizer")
-    with (
-        MetricsWriter(story) as writer,
-        Interruption().watch() as interruption,
-        jax.set_mesh(run.mesh),
-    ):
+    with MetricsWriter(story) as writer, jax.set_mesh(run.mesh):
         bad_samples = BadSamples(story)
-        features = picture_features(run, workdir)
+        features = picture_features(run, workdir, interruption)
         params = run.params
         for index, name in enumerate(config["stages"]):
             stage = _Stage(

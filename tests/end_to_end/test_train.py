@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import signal
 
 import jax
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from end_to_end.conftest import short_config
 from end_to_end.short import load_config
 
-from mmjax.data.features import FeatureWriter
+from mmjax.data.features import FeatureStore, FeatureWriter, media_of
 from mmjax.data.images import load_image
+from mmjax.data.sources import make_source
 from mmjax.nn.param import specs
 from mmjax.systems.registry import make_system
 from mmjax.train import loop
@@ -21,6 +23,8 @@ from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
 from mmjax.train.evaluation import evaluate, question_section
 from mmjax.train.features import picture_features, prepare_features
+from mmjax.train.interrupt import Stopped
+from mmjax.train.tower import Tower
 
 STAGES = ("align", "instruct")
 
@@ -140,10 +144,16 @@ def test_stored_features_are_those_of_the_tower_in_the_step(finished):
     assert len(blind) == len(unaided) == len(with_stored) == 32
 
 
-def test_pictures_and_stored_features_train_alike_bit_for_bit(tmp_path):
+def aligning() -> dict:
+    """Three steps of the first stage and no questions."""
     config = short_config()
     config["stages"], config["test"] = ["align"], {}
     config["align"] |= {"eval_at_end": False, "eval": {}, "steps": 3, "save_every": 0}
+    return config
+
+
+def test_pictures_and_stored_features_train_alike_bit_for_bit(tmp_path):
+    config = aligning()
     prepare_features(config, tmp_path / "features")
     pictures, stored = tmp_path / "pictures", tmp_path / "stored"
     loop.train(config | {"features": "step"}, pictures)
@@ -152,6 +162,37 @@ def test_pictures_and_stored_features_train_alike_bit_for_bit(tmp_path):
     weights, others = trained(pictures, "align"), trained(stored, "align")
     assert weights.keys() == others.keys()
     assert all(np.array_equal(weights[path], others[path]) for path in weights)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "lost"), [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, (Stopped,))]
+)
+def test_told_to_stop_while_features_are_computed(tmp_path, monkeypatch, number, code, lost):
+    """Nothing is left of them that a later run would trust; started again, it goes on.
+
+    Also if what the signal raises is ``lost`` in a callback.
+    """
+    features, handler, calls = Tower.features, signal.getsignal(number), []
+
+    def disturbed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            assert len(list(tmp_path.glob("features.*.incomplete"))) == 1
+            with contextlib.suppress(*lost):
+                signal.raise_signal(number)
+        return features(*arguments)
+
+    monkeypatch.setattr(Tower, "features", disturbed)
+    with pytest.raises(Stopped) as stopped:
+        loop.train(aligning(), tmp_path)
+    assert stopped.value.code == code and len(calls) == 3
+    assert signal.getsignal(number) is handler
+    assert not list(tmp_path.glob("features*")) and not (tmp_path / "checkpoints").exists()
+    if number == signal.SIGTERM:
+        loop.train(aligning(), tmp_path)
+        pictures = make_source("easy-vqa", "train", task="caption", limit=400)
+        assert len(FeatureStore(tmp_path / "features")) == len(list(media_of(pictures)))
+        assert [step for _, step, _ in losses(tmp_path)] == [1, 2, 3]
 
 
 def raises(message: str | None):
@@ -218,8 +259,6 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path):
 
 
 def _a_picture():
-    from mmjax.data.sources import make_source
-
     return make_source("easy-vqa", "test", limit=1)[0].media[0]
 
 
