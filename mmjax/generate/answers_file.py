@@ -103,7 +103,7 @@ def _check_origin(started: Path, described: Path, origin: Mapping[str, Any]) -> 
     changed = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if changed:
         lines = [
-            f"{key}: {there.get(key)!r:.70} there, {here.get(key)!r:.70} now" for key in changed
+            f"{key}: {there.get(key)!r:.200} there, {here.get(key)!r:.200} now" for key in changed
         ]
         raise ValueError(
             f"{started} was made from something else; give another --out, or delete {started.name} "

@@ -174,9 +174,8 @@ def test_ids_are_equal(pairs, part):
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
 @pytest.mark.parametrize("as_ids", [True, False], ids=["ids", "embeddings"])
 def test_ids_are_equal_for_many_more(pairs, as_ids, left):
-    for config in grid(200):
-        for pair in pairs:
-            check(pair, config, as_ids=as_ids, left=left)
+    for i, config in enumerate(grid(120)):
+        check(pairs[i % 3], config, as_ids=as_ids, left=left)
 
 
 DRAWN = [

@@ -10,11 +10,12 @@ import tiny
 import torch
 import transformers
 
-from conversion.engine import config_from_hf, export, load, load_weights
-from conversion.huggingface import blip2_from_hf, config_to_hf
+from conversion.engine import export, load
+from conversion.huggingface import blip2_from_hf, config_from_hf, config_to_hf
 from conversion.io import SourceError, read
 from conversion.tables import blip2 as tables
 from conversion.transfer import save_hf
+from conversion.weights import load_weights
 from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import MEAN, STD
 from mmjax.models.eva_vit import EvaVitConfig
