@@ -24,6 +24,7 @@ How to decode, in each of them: --max_new_tokens=20 --do_sample --temperature=0.
 --seed=1, or --num_beams=4 --num_return_sequences=2, ...: names and defaults of transformers.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -56,6 +57,7 @@ define_decoding()
 
 
 def main(_) -> None:
+    logging.getLogger("mmjax.generate").setLevel(logging.INFO)  # what is compiled, to stderr
     settings = decoding()
     instead = [way for way, given in (("--chat", CHAT.value), ("--jsonl", JSONL.value)) if given]
     example = from_command_line(PART.value, IMAGE.value, QUESTION.value, instead=instead)
