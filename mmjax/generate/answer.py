@@ -19,6 +19,7 @@ from mmjax.data.sequence import PARTS, Lengths, assemble
 from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.generate.config import GenerationConfig
+from mmjax.generate.ending import Ending
 from mmjax.generate.generator import Generator
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import fetch
@@ -80,12 +81,8 @@ class Answerer:
         """
         self._params, self._tokenizer, self._template = params, tokenizer, template
         self._image_size, self._mesh = image_size, mesh
-        self.config = dataclasses.replace(
-            config,
-            eos_tokens=(tokenizer.eos_id,),
-            pad_token=tokenizer.pad_id,
-            bos_token=tokenizer.bos_id,
-        )
+        self._ending = Ending(tokenizer, template)
+        self.config = self._ending.applied(config)
         self._generator = Generator(system, self.config)
         self._max_positions = system.max_positions
         shards = num_row_shards(mesh)
@@ -163,7 +160,7 @@ class Answerer:
             yield text[len(said) :] if text.startswith(said) else f"\n{text}"
 
     def _words(self, tokens: np.ndarray) -> str:
-        return self._tokenizer.decode(tokens).strip()
+        return self._ending.words(tokens)
 
     def _batch(self, prompts: list[Prompt], seeds: list[int]) -> Batch:
         """Of prompts of one bucket, on the mesh; copies of the first fill it up."""

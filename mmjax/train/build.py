@@ -6,6 +6,7 @@ Also the way back from a run directory, for evaluation and generation: `load_run
 import dataclasses
 import json
 import tempfile
+import types
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -104,22 +105,34 @@ def build(config: dict) -> Run:
     system = make_system(config["system"], config["model"])
     wanted = specs(system)
     tokenizer = load_tokenizer(config)
-    params = create_params(config, wanted, mesh)
+    params = create_params(config, wanted, mesh, system.copies)
     return Run(config, system, wanted, params, tokenizer, mesh)
 
 
-def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Params:
+def create_params(
+    config: dict,
+    wanted: dict[str, ParamSpec],
+    mesh: Mesh,
+    copies: Mapping[str, str] = types.MappingProxyType({}),
+) -> Params:
     """What ``config.weights`` gives (see `mmjax.train.origin`), the rest created from the seed.
 
-    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
+    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``. What is not
+    given starts as the copy of a parameter that is (``copies``: path -> path), if it has one.
     """
     shardings = resolve(wanted, mesh, config["preset"])
     dtypes = held_dtypes(config, wanted)
 
+    copied: Params = {}
+
     def put(path: str, array) -> jax.Array:
+        for copy, original in copies.items():
+            if original == path and copy in wanted:
+                copied[copy] = place(array, shardings[copy], dtypes[copy])
         return place(array, shardings[path], dtypes[path])
 
-    params = starting_weights(config, wanted, put=put)
+    given = starting_weights(config, wanted, put=put)
+    params = copied | given
     rest = {path: spec for path, spec in wanted.items() if path not in params}
 
     def create() -> Params:
