@@ -53,10 +53,10 @@ def get_config(variant: str = "llama") -> ConfigDict:
         data = dict(source="easy-vqa-text", split="train", lengths=dict(target=64))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "llama-multi":
-        config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny(vocab_size=67)))
+        config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny(vocab_size=66)))
         config.tokenizer = "words"
         template = PlainText(answer_weight=8.0)
-        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=96))
+        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=72))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     else:
         model = ContrastiveConfig.named("tiny")
@@ -107,7 +107,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
             template=to_json(template),
             batch_size=256,
             max_new_tokens=24,
-            data=dict(source="easy-vqa-multi-text", lengths=dict(target=96)),
+            data=dict(source="easy-vqa-multi-text", lengths=dict(target=72)),
         )
         for stage, told in (("captions", graded), ("words", graded | dict(shuffled=1))):
             config[stage].eval = questions | dict(

@@ -97,7 +97,7 @@ KINDS = (
     *_WHICH,
     *("odd colour", "odd shape"),
 )
-_LAYOUTS = {"after": 3, "between": 1, "before": 1}  # where the texts are, and how often
+BEHIND = 0.6  # of the questions stand behind their pictures, the others before or between them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,18 +135,14 @@ class _Album:
         known = captioned(split)
         self.facts = {number: fact for number, fact in known if fact.colour and fact.shape}
         self.num_left_out = len({asked.picture for asked in questions(split)}) - len(self.facts)
-        self._numbers: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        self._with: dict[tuple[str, str], set[int]] = {}
+        for number, fact in self.facts.items():
+            for pair in dataclasses.asdict(fact).items():
+                self._with.setdefault(pair, set()).add(number)
 
     def showing(self, wanted: dict[str, str]) -> list[int]:
-        """Numbers of the pictures with these facts."""
-        key = tuple(sorted(wanted.items()))
-        if key not in self._numbers:
-            self._numbers[key] = [
-                number
-                for number, fact in self.facts.items()
-                if all(getattr(fact, name) == value for name, value in key)
-            ]
-        return self._numbers[key]
+        """Numbers of the pictures with these facts, in order."""
+        return sorted(set.intersection(*(self._with[pair] for pair in wanted.items())))
 
     def question(self, kind: str, rng: random.Random) -> Record:
         """A question of one of `KINDS`."""
@@ -313,11 +309,6 @@ def _from_anywhere(numbers: list[int], rng: random.Random) -> Iterator[int]:
 
 
 def _laid_out(text: str, shown: Sequence[int], rng: random.Random) -> tuple[int | str, ...]:
-    """Pictures and texts in one of `_LAYOUTS`."""
-    (layout,) = rng.choices(list(_LAYOUTS), list(_LAYOUTS.values()))
-    if layout == "before":
-        return (text, *shown)
-    if layout == "after":
-        return (*shown, text)
-    named = ((f"this is the {ORDINALS[i]} picture.", n) for i, n in enumerate(shown))
-    return (*(part for pair in named for part in pair), text)
+    """The text behind the pictures, or elsewhere: before one of them."""
+    place = len(shown) if rng.random() < BEHIND else rng.randrange(len(shown))
+    return (*shown[:place], text, *shown[place:])

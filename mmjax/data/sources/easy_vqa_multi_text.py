@@ -63,7 +63,7 @@ class EasyVQAMultiText:
         self,
         split: Literal["train", "dev", "test"] = "train",
         num_documents: int = 50_000,
-        max_words: int = 96,
+        max_words: int = 72,
         shuffled: float = 0.0,
         graded: bool = False,
         seed: int = 0,
