@@ -8,6 +8,9 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     easy-vqa               questions about pictures, or captions of them (task=question | caption)
     easy-vqa-text          documents for the tiny language models
     easy-vqa-pairs         pictures with a rich and a short caption, for the tiny CLIP
+    easy-vqa-multi         questions about several pictures (task=question), or what differs between
+                           two (task=difference)
+    easy-vqa-multi-text    documents for the tiny language model that reads several pictures
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
@@ -25,6 +28,8 @@ from typing import Any, Protocol
 
 from mmjax.data.example import Example
 from mmjax.data.sources.easy_vqa import EasyVQA
+from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
+from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
@@ -46,6 +51,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa": EasyVQA,
     "easy-vqa-text": EasyVQAText,
     "easy-vqa-pairs": EasyVQAPairs,
+    "easy-vqa-multi": EasyVQAMulti,
+    "easy-vqa-multi-text": EasyVQAMultiText,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
 FILES: dict[str, Callable[..., Source]] = {
