@@ -34,7 +34,7 @@ from mmjax.train.build import (
     make_pipeline,
     stage_selection,
 )
-from mmjax.train.config import check
+from mmjax.train.config import check, unset_sources
 from mmjax.train.memory import device_memory
 from mmjax.train.metrics import human
 from mmjax.train.optim import OptimizerConfig, make_optimizer
@@ -300,7 +300,7 @@ def _data(
                 f"{name}: a batch of {section['batch_size']} rows does not divide by data x fsdp = "
                 f"{num_row_shards(mesh)}: change {name}.batch_size, or the mesh"
             )
-        if not section["data"]["source"]:
+        if unset_sources(f"{name}.data", section["data"]):
             samples["text"].append(f"Data of {name}: no source is set")
             continue
         look = lambda n=name, s=section: _look(report, n, s, tokenizer, config, n in asked)  # noqa: E731
