@@ -17,7 +17,7 @@ STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
     "eval save_every keep_checkpoints"
 ).split()
-DATA = "source split options lengths image_size weights overlong".split()
+DATA = "source split options lengths image_size pictures weights overlong".split()
 QUESTIONS = "data template batch_size max_new_tokens".split()
 
 
@@ -108,6 +108,12 @@ def _data_problems(name: str, data: dict) -> list[str]:
     if not data["source"]:
         problems.append(
             f"{name}.source is not set: give --config.{name}.source=jsonl:FILE or a data set's name"
+        )
+    pictures = data.get("pictures", 1)
+    if not isinstance(pictures, int) or pictures < 0:
+        problems.append(
+            f"{name}.pictures is {pictures!r}, it must be a whole number, at least 0: places for "
+            "the pictures of a row"
         )
     return problems
 
