@@ -94,6 +94,7 @@ def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) 
         tokenizer,
         Lengths(**data["lengths"]),
         image_size=data.get("image_size"),
+        pictures=data.get("pictures", 1),
         weights=data.get("weights"),
         overlong=data.get("overlong", "drop"),
         **settings,

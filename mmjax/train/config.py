@@ -18,7 +18,7 @@ STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
     "eval save_every keep_checkpoints"
 ).split()
-DATA = "source split options lengths image_size weights overlong".split()
+DATA = "source split options lengths image_size pictures weights overlong".split()
 QUESTIONS = "data template batch_size max_new_tokens".split()
 
 
@@ -127,6 +127,12 @@ def _data_problems(name: str, data: dict) -> list[str]:
     if weights and weights.keys() != parts.keys():
         problems.append(
             f"{name}.weights are of {', '.join(weights)}; the mixture is of {', '.join(parts)}"
+        )
+    pictures = data.get("pictures", 1)
+    if not isinstance(pictures, int) or pictures < 0:
+        problems.append(
+            f"{name}.pictures is {pictures!r}, it must be a whole number, at least 0: places for "
+            "the pictures of a row"
         )
     return problems
 
