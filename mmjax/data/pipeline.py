@@ -339,7 +339,7 @@ def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
 
     prefix   <s> image : <media 0> what shape is present ?
     request  <request 0>
-    target   <response 0> <response 1> answer : [circle] [</s>]
+    target   <response 0-4> answer : [circle] [</s>]
     """
     lines = [f"row {int(batch.row_id[row])}"]
     for part in PARTS:
@@ -355,7 +355,7 @@ class Word:
     """A token or a slot of a row as people read it.
 
     Attributes:
-      text: the vocabulary's spelling, or the slot's name and row in angle brackets.
+      text: the vocabulary's spelling, or the name and row (rows) of slots in angle brackets.
       weight: in the loss, of the prediction of this token; 0 where it is given.
       is_slot: whether a system fills it in.
     """
@@ -371,14 +371,24 @@ class Word:
 
 
 def words(sequence: Sequence, row: int, tokenizer: Tokenizer) -> list[Word]:
-    """A row of ``sequence`` without its padding."""
+    """A row of ``sequence`` without its padding; slots in a row, as those of a picture, are one."""
     tokens, segments, weights = (
         np.asarray(values)[row] for values in (sequence.tokens, sequence.segments, sequence.weights)
     )
     slots = {name: np.asarray(rows)[row] for name, rows in sequence.slots.items()}
-    found = []
+    found, run = [], None  # run: (name, first row, row after the last) of the slots just before
     for t in np.flatnonzero(segments):
-        slot = next((f"<{name} {rows[t]}>" for name, rows in slots.items() if rows[t] >= 0), None)
-        text = tokenizer.token(tokens[t]) if slot is None else slot
-        found.append(Word(text, float(weights[t - 1]) if t else 0.0, slot is not None))
+        weight = float(weights[t - 1]) if t else 0.0
+        slot = next((name for name, rows in slots.items() if rows[t] >= 0), None)
+        if slot is None:
+            run = None
+            found.append(Word(tokenizer.token(tokens[t]), weight, is_slot=False))
+            continue
+        table_row = int(slots[slot][t])
+        if run is not None and run[0] == slot and run[2] == table_row:
+            run = (slot, run[1], table_row + 1)
+            found[-1] = Word(f"<{slot} {run[1]}-{table_row}>", weight, is_slot=True)
+        else:
+            run = (slot, table_row, table_row + 1)
+            found.append(Word(f"<{slot} {table_row}>", weight, is_slot=True))
     return found

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from mmjax.data.check import LENGTH_HEAD, Pictures, SourceCheck, check_source
 from mmjax.data.features import FeatureStore
-from mmjax.data.sources import make_source
 from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.config import data_sections
 from mmjax.train.pages import write_data_page
 from mmjax.train.report import text_table
+
+_TRIED = 8  # records of each source, before anything is loaded
 
 
 def check_data(config: dict, out: Path) -> bool:
@@ -60,17 +61,27 @@ def check_data(config: dict, out: Path) -> bool:
 
 
 def open_sources(config: dict) -> None:
-    """Makes every source of ``config`` once, so that what is wrong with a late stage's data is said
-    before the first one trains.
+    """Makes every source of ``config`` once and tries its first records (not their pictures), so
+    that what is wrong with a late stage's data is said before weights are loaded.
 
     Raises:
-      ValueError: sources that do not exist or have bad records, all of them.
+      ValueError: sources that do not exist or have bad records, or whose first records all do not
+        fit the template; all of them.
     """
+    tokenizer = load_tokenizer(config)
     problems: dict[str, str] = {}
     for name, section in data_sections(config).items():
-        data = section["data"]
+        settings = dict(batch_size=1, seed=config["seed"], generating=name not in config["stages"])
         try:
-            make_source(data["source"], data["split"], **data.get("options", {}))
+            pipeline = make_pipeline(section["data"], section["template"], tokenizer, **settings)
+            tried = range(min(len(pipeline.source), _TRIED))
+            fits = [pipeline.examine(record, lambda media: None)[2] for record in tried]
+            if fits and not any(fits):
+                reasons = dict.fromkeys(entry["reason"] for entry in pipeline.quarantine)
+                raise ValueError(
+                    f"none of the first {len(fits)} records of {pipeline.source.name} can be used: "
+                    + "; ".join(reasons)
+                )
         except (ValueError, OSError, ModuleNotFoundError) as error:
             problems.setdefault(str(error), name)
     if problems:

@@ -54,7 +54,7 @@ def test_a_batch(source, tokenizer):
         "row 9\n"
         "prefix   <s> image : <media 0> what is this ?\n"
         "request  <request 0>\n"
-        "target   <response 0> <response 1> answer : [two] [</s>]"
+        "target   <response 0-1> answer : [two] [</s>]"
     )
 
 
