@@ -18,7 +18,7 @@ import numpy as np
 from mmjax.data.batch import Batch, Sequence, stack_padded, with_pictures, with_slot
 from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import check_preparation, prepare
 from mmjax.data.mixture import weighted_order
 from mmjax.data.sequence import PARTS, Lengths, Overlong, assemble, fit
 from mmjax.data.sources import Source
@@ -53,6 +53,7 @@ class Pipeline:
         *,
         image_size: int | None = None,
         pictures: int = 1,
+        preparation: str = "clip",
         features: FeatureStore | None = None,
         weights: Mapping[str, float] | None = None,
         overlong: Literal["drop", "truncate_text", "error"] = "drop",
@@ -72,6 +73,8 @@ class Pipeline:
           image_size: side of the square frames; needed for pictures unless ``features`` are given.
           pictures: places for them in each row (f); rows with fewer are filled up, rows with more
             are overlong.
+          preparation: how frames are made of pictures, see `mmjax.data.images`. What ``crop`` keeps
+            depends on ``seed`` and the row's position in the order alone; it is for training.
           features: in place of frames.
           weights: sampling weight of each kind of record, see `weighted_order`; None takes all
             alike.
@@ -95,10 +98,16 @@ class Pipeline:
             )
         if weights is not None and not shuffle:
             raise ValueError("sampling weights need shuffle=True")
+        check_preparation(preparation)
+        if preparation == "crop" and (generating or features is not None):
+            raise ValueError(
+                "preparation 'crop' shows another part of a picture each time: it does not go with "
+                "stored features, nor with questions to be scored (give 'clip' or 'squash')"
+            )
         self.source, self.tokenizer = source, tokenizer
         self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
-        self._pictures = pictures
+        self._pictures, self._preparation, self._seed = pictures, preparation, seed
         self._overlong, self._generating = overlong, generating
         self._host = host
         in_order = grain.MapDataset.range(len(source)).repeat()
@@ -151,7 +160,14 @@ class Pipeline:
         the last record. Copies' examples are None; look into `quarantine` afterwards. ``row_id`` is
         the number of the record that a row shows. All hosts give equally many batches, or none if
         no record can be used.
+
+        Raises:
+          ValueError: pictures are cropped at random, which is for training.
         """
+        if self._preparation == "crop":
+            raise ValueError(
+                f"{self.source.name} is to be evaluated: preparation must be clip or squash"
+            )
         number = len(self.source)
         beyond = BadSample(self.source.name, None, "after the last record")
         records = [
@@ -194,7 +210,7 @@ class Pipeline:
         for attempt in range(_ATTEMPTS):
             other = zlib.crc32(f"{position}/{attempt}".encode())
             record = self._order[other if attempt else position]
-            row = self._loaded_or_reason(record, step=position // self._batch_size + 1)
+            row = self._loaded_or_reason(record, position)
             if isinstance(row, _Row):
                 return row
             if len(self._bad) > self.max_bad:
@@ -203,15 +219,17 @@ class Pipeline:
                 )
         raise self._too_bad(f"{_ATTEMPTS} records drawn for one row, and none can be used")
 
-    def _loaded_or_reason(self, record: int, step: int | None = None) -> "_Row | BadSample":
-        """The row of a record, or why there is none (which is then in quarantine)."""
+    def _loaded_or_reason(self, record: int, position: int | None = None) -> "_Row | BadSample":
+        """The row of a record, wanted at ``position`` of the order, or why there is none (which is
+        then in quarantine)."""
         example = None
         try:
             example = self.source[record]
-            return self._load(example)
+            return self._load(example, position)
         except BadSample as error:
             if self._overlong == "error" and isinstance(error, Overlong):
                 raise
+            step = None if position is None else position // self._batch_size + 1
             self._note(record, example, error, step)
             return error
 
@@ -269,15 +287,16 @@ class Pipeline:
         """Whether rows have places for pictures."""
         return self._image_size is not None or self._features is not None
 
-    def _load(self, example: Example) -> "_Row":
+    def _load(self, example: Example, position: int | None) -> "_Row":
         encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
         encoded = self._fit(encoded, example)
         if not self._sees:
             return _Row(example, encoded, None)
         if self._features is not None:
             return _Row(example, encoded, self._features[[media.key for media in encoded.media]])
-        size = self._image_size
-        frames = [clip_preprocess(load_image(media), size) for media in encoded.media]
+        size, how = self._image_size, self._preparation
+        draw = np.random.default_rng([self._seed, position]) if how == "crop" else None
+        frames = [prepare(media, size, how, draw) for media in encoded.media]
         none = np.zeros((0, size, size, 3), np.uint8)
         return _Row(example, encoded, np.stack(frames) if frames else none)
 

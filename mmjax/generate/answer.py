@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax.data.batch import Batch, with_pictures
 from mmjax.data.example import BadSample, Example
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import prepare
 from mmjax.data.sequence import PARTS, Lengths, assemble
 from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
@@ -66,6 +66,7 @@ class Answerer:
         config: GenerationConfig,
         *,
         image_size: int,
+        preparation: str = "clip",
         mesh: jax.sharding.Mesh,
         batch_size: int = 1,
     ):
@@ -75,12 +76,13 @@ class Answerer:
           tokenizer: its own; its end and pad tokens are used in place of those of ``config``.
           template: the one that it was trained with.
           config: how to decode.
-          image_size: side of the square that pictures are cut to, in pixels.
+          image_size: side of the square that pictures become, in pixels.
+          preparation: how they become it, see `mmjax.data.images`.
           mesh: where ``params`` live.
           batch_size: prompts that are answered at once.
         """
         self._params, self._tokenizer, self._template = params, tokenizer, template
-        self._image_size, self._mesh = image_size, mesh
+        self._image_size, self._preparation, self._mesh = image_size, preparation, mesh
         self._ending = Ending(tokenizer, template)
         self.config = self._ending.applied(config)
         self._generator = Generator(system, self.config)
@@ -110,7 +112,7 @@ class Answerer:
                 "shorten it, or lower max_new_tokens",
             )
         size = self._image_size
-        frames = [clip_preprocess(load_image(media), size) for media in encoded.media]
+        frames = [prepare(media, size, self._preparation) for media in encoded.media]
         return Prompt(
             encoded, np.stack(frames) if frames else np.zeros((0, size, size, 3), np.uint8)
         )

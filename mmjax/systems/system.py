@@ -30,8 +30,8 @@ class Output:
 
 
 class System(nnx.Module):
-    """A paper's model. Subclasses set ``language`` and ``dtype`` and implement `media_features` and
-    `hidden`.
+    """A paper's model. Subclasses set ``language`` and ``dtype`` and implement `image_size`,
+    `media_features` and `hidden`.
 
     Everything here is a pure function of the parameters it holds and of its arguments.
     """
@@ -39,12 +39,18 @@ class System(nnx.Module):
     language: nnx.Module
     dtype: jnp.dtype
     tower: str = "(?!)"  # regex of the paths that `media_features` reads; by default none
+    preparation: str = "clip"  # of pictures, where it is not trained; see `mmjax.data.images`
     copies: ClassVar[Mapping[str, str]] = {}  # path -> path whose loaded value it starts from
 
     @property
     def max_positions(self) -> int:
         """How many tokens a text may have, answer included."""
         return self.language.config.max_positions
+
+    @property
+    def image_size(self) -> int:
+        """Side of its square pictures in pixels; 0 if it takes none."""
+        raise TypeError(f"{type(self).__name__} does not implement image_size")
 
     def media_features(self, frames: jax.Array) -> jax.Array:
         """The frozen tower: uint8[n H W 3] -> [n ...]; may be computed once per picture and

@@ -95,6 +95,7 @@ def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) 
         Lengths(**data["lengths"]),
         image_size=data.get("image_size"),
         pictures=data.get("pictures", 1),
+        preparation=data.get("preparation", "clip"),
         weights=data.get("weights"),
         overlong=data.get("overlong", "drop"),
         **settings,
@@ -224,11 +225,9 @@ def _as_run(header: dict, folder: Path) -> dict:
             f"{folder} cannot be asked anything: it has no template or no tokenizer; import a "
             "whole system, from a language model's folder that has its tokenizer"
         )
-    clip = header["model"]["clip"]
-    question = dict(
-        data=dict(source="", split="", image_size=clip["vision"]["image_size"]),
-        template=header["template"],
-    )
+    system = make_system(header["system"], header["model"])
+    pictures = dict(image_size=system.image_size, preparation=system.preparation)
+    question = dict(data=dict(source="", split="", **pictures), template=header["template"])
     return dict(
         system=header["system"],
         variant=header["variant"],

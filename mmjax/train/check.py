@@ -26,7 +26,7 @@ def check_data(config: dict, out: Path) -> bool:
     stored = config["features"] not in ("once", "step")
     features = FeatureStore(config["features"]) if stored else None
     checks: dict[str, SourceCheck] = {}
-    pictures: dict[int | None, Pictures] = {}
+    pictures = Pictures(features)
     for name, section in data_sections(config).items():
         data = section["data"]
         pipeline = make_pipeline(
@@ -38,9 +38,7 @@ def check_data(config: dict, out: Path) -> bool:
             max_bad_fraction=config.get("max_bad_fraction", 1e-3),
             generating=name not in config["stages"],
         )
-        size = data.get("image_size")
-        seen = pictures.setdefault(size, Pictures(size, features))
-        checks[name] = check_source(pipeline, seen)
+        checks[name] = check_source(pipeline, pictures)
         print(f"\n{name}: {_said(checks[name])}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "bad.jsonl").open("w") as file:

@@ -7,10 +7,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmjax.data.example import Example, Media
 from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import clip_preprocess, load_image, prepare
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.data.sequence import Lengths, Overlong
 from mmjax.data.sources import make_source
@@ -321,6 +322,63 @@ def test_more_pictures_than_places_are_overlong(album, tokenizer):
     assert nothing.batch_at(1).frames is None
     nothing.batch_at(0)
     assert [entry["id"] for entry in nothing.quarantine] == ["example 0"]
+
+
+@pytest.fixture
+def gradients(listed, example, tmp_path):
+    """Six records whose pictures are nowhere alike, so that a crop shows where it was taken."""
+    y, x = np.mgrid[:40, :60]
+    pixels = np.stack([4 * x, 6 * y, x + y], axis=-1).astype(np.uint8)
+    examples = []
+    for number in range(6):
+        Image.fromarray(np.roll(pixels, 9 * number, axis=1)).save(tmp_path / f"{number}.png")
+        examples.append(example(number, tmp_path / f"{number}.png"))
+    return listed(examples)
+
+
+def test_crops_depend_on_seed_and_position_alone(gradients, tokenizer):
+    def pipeline(**options):
+        return make(gradients, tokenizer, preparation="crop", image_size=16, **options)
+
+    whole = [pipeline().batch_at(step) for step in range(6)]
+    resumed = pipeline().iterate(start_step=3)
+    for step in (3, 4):
+        assert_batches_equal(next(resumed), whole[step])
+    for step in (0, 5):
+        hosts = [pipeline(host=(index, 2)).batch_at(step) for index in range(2)]
+        assert_batches_equal(concatenate(hosts), whole[step])
+    seen = {frame.tobytes() for batch in whole for frame in batch.frames[:, 0]}
+    assert len(seen) == 24, "each of four visits of a record shows another part"
+    in_order = [pipeline(shuffle=False, seed=seed).batch_at(0).frames for seed in (0, 1)]
+    assert (in_order[0] != in_order[1]).any()
+
+
+def test_pictures_of_a_row_are_cropped_apart_and_a_bad_one_changes_no_other(
+    gradients, example, tokenizer, tmp_path
+):
+    (turn, answer), media = gradients.examples[0].turns, gradients.examples[0].media[0]
+    twice = dataclasses.replace(turn, parts=(media, media, *turn.parts[1:]))
+    gradients.examples[0] = dataclasses.replace(gradients.examples[0], turns=(twice, answer))
+    options = dict(template=Album(), lengths=Lengths(prefix=6, target=3), pictures=2)
+    options |= dict(preparation="crop", image_size=16, shuffle=False)
+    first = make(gradients, tokenizer, **options).batch_at(0).frames
+    assert (first[0, 0] != first[0, 1]).any()
+    gradients.examples[1] = example(1, tmp_path / "missing.png")
+    second = make(gradients, tokenizer, **options).batch_at(0).frames
+    np.testing.assert_array_equal(first[[0, 2, 3]], second[[0, 2, 3]])
+
+
+def test_crops_are_for_training(gradients, tokenizer):
+    pipeline = make(gradients, tokenizer, preparation="crop")
+    with pytest.raises(ValueError, match="list is to be evaluated: preparation must be clip or"):
+        next(pipeline.epoch(4))
+    with pytest.raises(ValueError, match="'crop' .* nor with questions"):
+        make(gradients, tokenizer, preparation="crop", generating=True)
+    with pytest.raises(ValueError, match="preparation is 'zoom'"):
+        make(gradients, tokenizer, preparation="zoom")
+    squashed = make(gradients, tokenizer, preparation="squash", shuffle=False).batch_at(0).frames
+    expected = prepare(gradients.examples[2].media[0], 8, "squash")
+    np.testing.assert_array_equal(squashed[2, 0], expected)
 
 
 def test_features_of_several_pictures(album, tokenizer, tmp_path):
