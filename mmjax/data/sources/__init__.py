@@ -12,6 +12,7 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
+    demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``.
@@ -24,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from mmjax.data.example import Example
+from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
 from mmjax.data.sources.jsonl import Jsonl
@@ -53,6 +55,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "llava": Llava,
     "lmeye": LMEyeChunks,
     "lmeye-v1": LMEyeById,
+    "demon": Demon,
 }
 
 
