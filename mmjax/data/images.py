@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmjax.data.example import BadSample, Media
 
@@ -120,4 +120,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _say(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text has an address of the memory
+        return "its beginning is none of theirs"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -15,7 +15,7 @@ from typing import Literal
 import grain
 import numpy as np
 
-from mmjax.data.batch import Batch, Sequence, with_pictures
+from mmjax.data.batch import Batch, Sequence, stack_padded, with_pictures, with_slot
 from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore
 from mmjax.data.images import clip_preprocess, load_image
@@ -52,6 +52,7 @@ class Pipeline:
         seed: int,
         *,
         image_size: int | None = None,
+        pictures: int = 1,
         features: FeatureStore | None = None,
         weights: Mapping[str, float] | None = None,
         overlong: Literal["drop", "truncate_text", "error"] = "drop",
@@ -69,6 +70,8 @@ class Pipeline:
           batch_size: rows of the global batch, over all hosts.
           seed: of the order.
           image_size: side of the square frames; needed for pictures unless ``features`` are given.
+          pictures: places for them in each row (f); rows with fewer are filled up, rows with more
+            are overlong.
           features: in place of frames.
           weights: sampling weight of each kind of record, see `weighted_order`; None takes all
             alike.
@@ -95,6 +98,7 @@ class Pipeline:
         self.source, self.tokenizer = source, tokenizer
         self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
+        self._pictures = pictures
         self._overlong, self._generating = overlong, generating
         self._host = host
         in_order = grain.MapDataset.range(len(source)).repeat()
@@ -248,33 +252,61 @@ class Pipeline:
         return {part: words(text, 0, self.tokenizer) for part, text in texts if text is not None}
 
     def _fit(self, encoded: Encoded, example: Example) -> Encoded:
-        truncate = self._overlong == "truncate_text"
-        return fit(encoded, self.lengths, name=example.id, truncate_text=truncate)
+        if encoded.media and not self._sees:
+            raise ValueError(
+                f"{self.source.name} has pictures: give image_size, or features computed before"
+            )
+        return fit(
+            encoded,
+            self.lengths,
+            name=example.id,
+            truncate_text=self._overlong == "truncate_text",
+            pictures=self._pictures,
+        )
+
+    @property
+    def _sees(self) -> bool:
+        """Whether rows have places for pictures."""
+        return self._image_size is not None or self._features is not None
 
     def _load(self, example: Example) -> "_Row":
         encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
         encoded = self._fit(encoded, example)
-        if not encoded.media:
+        if not self._sees:
             return _Row(example, encoded, None)
         if self._features is not None:
             return _Row(example, encoded, self._features[[media.key for media in encoded.media]])
-        if self._image_size is None:
-            raise ValueError(
-                f"{self.source.name} has pictures: give image_size, or features computed before"
-            )
-        frames = [clip_preprocess(load_image(media), self._image_size) for media in encoded.media]
-        return _Row(example, encoded, np.stack(frames))
+        size = self._image_size
+        frames = [clip_preprocess(load_image(media), size) for media in encoded.media]
+        none = np.zeros((0, size, size, 3), np.uint8)
+        return _Row(example, encoded, np.stack(frames) if frames else none)
 
     def _batch(self, rows: list["_Row"], row_id: range | list[int]) -> Batch:
         encoded = [row.encoded for row in rows]
         prefix, request, target = assemble(encoded, self.lengths, self.tokenizer.pad_id)
         batch = Batch(np.array(row_id, np.int64), target, prefix, request)
-        if rows[0].pictures is None:
+        if not self._sees or not self._pictures:
             return batch
-        pictures = np.stack([row.pictures for row in rows])  # [b f ...]
+        batch = self._with_media_slots(batch, encoded)
+        pictures = [row.pictures for row in rows]
         if self._features is not None:
-            return dataclasses.replace(batch, features=pictures)
-        return with_pictures(batch, pictures)
+            return dataclasses.replace(batch, features=stack_padded(pictures, self._pictures))
+        return with_pictures(batch, pictures, self._pictures)
+
+    def _with_media_slots(self, batch: Batch, rows: list[Encoded]) -> Batch:
+        """``batch`` with slots for pictures even if no row here has one: its structure must not
+        depend on which rows happen to meet, on this host or another one."""
+        if all(row.media for row in rows):
+            return batch
+        home = "target" if batch.prefix is None else "prefix"
+        for part in PARTS:
+            if part != home and "media" in getattr(getattr(batch, part), "slots", ()):
+                raise ValueError(
+                    f"{type(self._template).__name__} puts pictures into the {part}: a template "
+                    "that takes rows without pictures must keep them in the prefix, or, where it "
+                    "has none, in the target (see `mmjax.data.templates.Template`)"
+                )
+        return dataclasses.replace(batch, **{home: with_slot(getattr(batch, home), "media")})
 
     def _too_bad(self, what: str) -> ValueError:
         bad = self.quarantine
@@ -295,7 +327,7 @@ def bad_limit(num_records: int, fraction: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A loaded record; pictures are frames uint8[f H W 3], features [f ...], or None."""
+    """A loaded record; pictures are frames uint8[n H W 3], features [n ...], or None."""
 
     example: Example
     encoded: Encoded

@@ -58,7 +58,9 @@ class Encoded:
 
 
 class Template(Protocol):
-    """
+    """Whatever takes examples without pictures, too, puts its pictures into the prefix, or, where
+    it has no prefix, into the target.
+
     Attributes:
       takes_history: whether earlier questions and answers may stand before a question. Where not,
         each question of a conversation is asked on its own.

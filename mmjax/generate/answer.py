@@ -171,5 +171,5 @@ class Answerer:
         texts = assemble([prompt.encoded for prompt in prompts], lengths, self._tokenizer.pad_id)
         batch = Batch(np.array(seeds, np.int32), texts[2], texts[0], texts[1])
         if f:
-            batch = with_pictures(batch, np.stack([prompt.frames for prompt in prompts]))
+            batch = with_pictures(batch, [prompt.frames for prompt in prompts], f)
         return jax.tree.map(lambda x: place(x, rows_sharding(self._mesh)), batch)

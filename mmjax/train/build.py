@@ -20,6 +20,7 @@ from mmjax.data.features import FeatureStore
 from mmjax.data.pipeline import Pipeline
 from mmjax.data.sequence import Lengths
 from mmjax.data.sources import make_source
+from mmjax.data.sources.mixture import Mixture, named
 from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
 from mmjax.nn.param import Params, ParamSpec, init_params, specs
 from mmjax.parallel.mesh import make_mesh
@@ -68,8 +69,8 @@ class Run:
         of each batch."""
         if batch_size % num_row_shards(self.mesh):
             raise ValueError(
-                f"a batch of {batch_size} rows from {data['source']} does not divide by data x fsdp"
-                f" = {num_row_shards(self.mesh)}: change its batch_size, or the mesh"
+                f"a batch of {batch_size} rows from {named(data['source'])} does not divide by "
+                f"data x fsdp = {num_row_shards(self.mesh)}: change its batch_size, or the mesh"
             )
         return make_pipeline(
             data,
@@ -93,6 +94,7 @@ def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) 
         tokenizer,
         Lengths(**data["lengths"]),
         image_size=data.get("image_size"),
+        pictures=data.get("pictures", 1),
         weights=data.get("weights"),
         overlong=data.get("overlong", "drop"),
         **settings,
@@ -169,7 +171,8 @@ def load_tokenizer(config: dict) -> Tokenizer:
         return Tokenizer.load(locate(config["tokenizer"]))
     data = config[config["stages"][0]]["data"]
     source = make_source(data["source"], data["split"], **data.get("options", {}))
-    records = (source[i] for i in range(min(len(source), 4000)))
+    parts = source.parts.values() if isinstance(source, Mixture) else [source]
+    records = (part[i] for part in parts for i in range(min(len(part), 4000)))
     texts = (
         part.text
         for record in records

@@ -72,6 +72,12 @@ def question_section(config: dict, stage: str) -> dict:
     if stage == config["stages"][-1]:
         return config["test"]
     section = config[stage]["eval"]
+    if isinstance(parts := section["data"]["source"], dict):
+        if fixed := [name for name, part in parts.items() if "split" in part]:
+            raise ValueError(
+                f"{stage}.eval.data.source: {', '.join(fixed)} of the mixture have splits of their "
+                "own, so the stage cannot be tested on another one: leave out --stage"
+            )
     return section | {"data": section["data"] | {"split": config["test"]["data"]["split"]}}
 
 

@@ -278,8 +278,16 @@ def test_the_config_is_checked_at_once():
     wrong.instruct.stepz = 3
     wrong.instruct.accumulation = 7
     wrong.features = "nowhere"
-    with pytest.raises(ValueError, match=r"(?s)'nowhere'.*instruct\.stepz.*does not divide into 7"):
+    wrong.test.data.pictures = -1
+    with pytest.raises(ValueError) as error:
         resolve(wrong)
+    for problem in (
+        "features is 'nowhere'",
+        "instruct.stepz is read by nothing",
+        "does not divide into 7",
+        "test.data.pictures is -1, it must be a whole number, at least 0",
+    ):
+        assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("variant", ["llama-7b", "llama-13b", "vicuna-7b", "vicuna-13b"])
