@@ -16,6 +16,7 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
+    demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. Several sources are
@@ -29,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mmjax.data.example import Example
+from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
@@ -65,6 +67,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "llava": Llava,
     "lmeye": LMEyeChunks,
     "lmeye-v1": LMEyeById,
+    "demon": Demon,
 }
 
 
