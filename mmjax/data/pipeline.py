@@ -301,7 +301,7 @@ class Pipeline:
         return _Row(example, encoded, np.stack(frames) if frames else none)
 
     def _batch(self, rows: list["_Row"], row_id: range | list[int]) -> Batch:
-        encoded = [row.encoded for row in rows]
+        encoded = self._template.together([row.encoded for row in rows])
         prefix, request, target = assemble(encoded, self.lengths, self.tokenizer.pad_id)
         batch = Batch(np.array(row_id, np.int64), target, prefix, request)
         if not self._sees or not self._pictures:

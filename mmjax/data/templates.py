@@ -77,9 +77,13 @@ class Template(Protocol):
           BadSample: the example does not fit the template.
         """
 
+    def together(self, rows: list[Encoded]) -> list[Encoded]:
+        """The rows of a batch as they are read; as they are, unless a subclass says otherwise."""
+        return rows
+
 
 @dataclasses.dataclass(frozen=True)
-class LMEyeCaption:
+class LMEyeCaption(Template):
     """Stage 1: ``[bos] [before] <img> [after] CAPTION </s>``.
 
     The original has neither bos nor texts: the picture's vector stands at the first position.
@@ -114,7 +118,7 @@ class LMEyeCaption:
 
 
 @dataclasses.dataclass(frozen=True)
-class LMEyeQuestion:
+class LMEyeQuestion(Template):
     """Stage 2 and questions: ``[bos] Image: <img>\\n QUESTION <img-d> x K\\nAnswer: ANSWER </s>``.
 
     The first pass reads prefix + request, the second prefix + target; a causal model's first pass
@@ -187,7 +191,7 @@ _PLACES = r"\{message\}|\{pictures\}"
 
 
 @dataclasses.dataclass(frozen=True)
-class PicturePrompt:
+class PicturePrompt(Template):
     """One text around pictures of several embeddings each, and its answer:
 
         <s> ###Human: <Img> x x x x </Img> QUESTION ###Assistant:  ANSWER###
@@ -375,7 +379,7 @@ class PicturePrompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainText:
+class PlainText(Template):
     """Language-model pretraining on text alone: every token but the first is predicted.
 
     eos follows each answer, and ends a document that ends without one.
@@ -414,7 +418,7 @@ class PlainText:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionPair:
+class CaptionPair(Template):
     """CLIP pretraining: the target is the answer (a rich caption), the request the user's text.
 
     Both are ``bos text eos`` and neither is predicted: CLIP's loss compares texts with pictures.

@@ -5,10 +5,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.example import Example
 from mmjax.data.templates import Template, from_json, to_json
 from mmjax.generate.answer import Answerer
 from mmjax.generate.config import GenerationConfig
-from mmjax.train.build import Run, load_run
+from mmjax.train.build import Run, load_tokenizer, read_config, restore
 from mmjax.train.evaluation import question_section
 from mmjax.train.report import params_hash
 
@@ -53,14 +54,23 @@ class Model:
         )
 
 
-def load_model(workdir: Path, stage: str | None = None) -> Model:
-    """See `load_run` for the arguments and what it raises."""
-    run, stage = load_run(workdir, stage)
-    is_last = stage == run.config["stages"][-1]
-    is_tested = run.config.get("test") if is_last else run.config[stage]["eval"]
-    section = question_section(run.config, stage) if is_tested else run.config[stage]
+def load_model(workdir: Path, stage: str | None = None, *, asked: Example | None = None) -> Model:
+    """See `load_run` for the first arguments and what it raises.
+
+    Raises:
+      BadSample: ``asked``, which is to be asked first, does not fit the template; no weights
+        are read then.
+    """
+    config, stages = read_config(workdir, stage)
+    is_last = stages[-1] == config["stages"][-1]
+    is_tested = config.get("test") if is_last else config[stages[-1]]["eval"]
+    section = question_section(config, stages[-1]) if is_tested else config[stages[-1]]
+    template = from_json(section["template"])
+    if asked is not None:
+        template.encode(asked, load_tokenizer(config), generating=True)
+    run = restore(config, Path(workdir), stages)
     data = section["data"]
     preparation = data.get("preparation", "clip")
     if preparation == "crop":  # random, for training
         preparation = run.system.preparation
-    return Model(run, from_json(section["template"]), data.get("image_size", 0), preparation)
+    return Model(run, template, data.get("image_size", 0), preparation)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -189,9 +189,18 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
     """The model of a run directory, as it stands after ``stage`` (default: the last one that has a
     checkpoint); or of an imported checkpoint, whose one stage is called ``imported``.
 
+    Returns:
+      (the run, the stage).
+
     Raises:
       FileNotFoundError: no run, or no checkpoint, is there.
     """
+    config, done = read_config(workdir, stage)
+    return restore(config, Path(workdir), done), done[-1]
+
+
+def read_config(workdir: Path, stage: str | None = None) -> tuple[dict, list[str]]:
+    """(config, stages up to the one wanted) of what `load_run` loads."""
     file = Path(workdir) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -199,7 +208,7 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
         )
     config = json.loads(file.read_text())
     if "format_version" in config:
-        return build(_as_run(config, Path(workdir))), "imported"
+        return _as_run(config, Path(workdir)), ["imported"]
     done = [name for name in config["stages"] if stage_directory(workdir, name).is_dir()]
     if stage is not None and stage not in done:
         raise FileNotFoundError(
@@ -209,13 +218,18 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet")
     done = done[: done.index(stage) + 1] if stage else done
     config["tokenizer"] = str(Path(workdir) / "tokenizer")
+    return config, done
+
+
+def restore(config: dict, workdir: Path, stages: Sequence[str]) -> Run:
+    """The model that ``config`` names, after these stages of the run in ``workdir``."""
     run = build(config)
-    for name in done:
+    for name in stages if stages != ["imported"] else ():
         trained, _ = read_trainable(str(stage_directory(workdir, name)))
         run.params.update(
             {path: place(x, run.params[path].sharding) for path, x in trained.items()}
         )
-    return run, done[-1]
+    return run
 
 
 def _as_run(header: dict, folder: Path) -> dict:

@@ -15,7 +15,14 @@ from mmjax.data.images import clip_preprocess, load_image, prepare
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.data.sequence import Lengths, Overlong
 from mmjax.data.sources import make_source
-from mmjax.data.templates import Encoded, LMEyeCaption, LMEyeQuestion, PlainText, Segment
+from mmjax.data.templates import (
+    Encoded,
+    LMEyeCaption,
+    LMEyeQuestion,
+    PlainText,
+    Segment,
+    Template,
+)
 
 TEMPLATE = LMEyeQuestion(100, 101, num_responses=2)
 LENGTHS = Lengths(prefix=10, request=1, target=7)
@@ -222,7 +229,7 @@ def test_epoch_generating_needs_no_answers(listed, source, tokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Album:
+class Album(Template):
     """Any number of pictures, a question, an answer; ``part`` is where the pictures stand."""
 
     part: str = "prefix"
