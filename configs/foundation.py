@@ -6,26 +6,34 @@
     taskset -c 0 python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
     python -m conversion export --checkpoint runs/clip --format hf --dtype float16 \\
         --out mmjax/assets/tiny/clip
+    taskset -c 0 python scripts/train.py --config configs/foundation.py:llama-multi \\
+        --workdir runs/llama-multi
+    python -m conversion export --checkpoint runs/llama-multi --format hf --dtype float16 \\
+        --out mmjax/assets/tiny/llama-multi
 
 On one core, as here, because rounding depends on the number of cores, and with it all bits. The
-language model reads text only: captions in the places where LMEye will put vectors, then
-questions and answers.
+language models read text only: captions in the places where LMEye (``llama``), or Cheetor
+(``llama-multi``: of several pictures), will put vectors, then questions and answers.
 """
 
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import CaptionPair, PlainText, to_json
+from mmjax.models.llama import LlamaConfig
 from mmjax.systems.foundation import ContrastiveConfig, LanguageModelConfig
 from mmjax.systems.system import config_to_dict
 
 
 def get_config(variant: str = "llama") -> ConfigDict:
-    """``llama`` or ``clip``."""
-    if variant not in ("llama", "clip"):
-        raise ValueError(f"configs/foundation.py has the variants llama and clip, not {variant!r}")
+    """``llama``, ``llama-multi`` or ``clip``."""
+    systems = {"llama": "language_model", "llama-multi": "language_model", "clip": "clip"}
+    if variant not in systems:
+        raise ValueError(
+            f"configs/foundation.py has the variants {', '.join(systems)}, not {variant!r}"
+        )
     config = ConfigDict(
         dict(
-            system={"llama": "language_model", "clip": "clip"}[variant],
+            system=systems[variant],
             variant="tiny",
             seed=0,
             weights={},
@@ -43,6 +51,12 @@ def get_config(variant: str = "llama") -> ConfigDict:
         config.tokenizer = "words"
         template = PlainText(answer_weight=8.0)
         data = dict(source="easy-vqa-text", split="train", lengths=dict(target=64))
+        steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
+    elif variant == "llama-multi":
+        config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny(vocab_size=66)))
+        config.tokenizer = "words"
+        template = PlainText(answer_weight=8.0)
+        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=72))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     else:
         model = ContrastiveConfig.named("tiny")
@@ -76,7 +90,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
             keep_checkpoints=1,
         )
     )
-    if variant == "llama":
+    if config.system == "language_model":
         # Having learned to answer from captions, it learns to do without their word order, as it
         # will have to when one vector holds all that a picture shows.
         config.stages = ("captions", "words")
@@ -87,4 +101,17 @@ def get_config(variant: str = "llama") -> ConfigDict:
         config.words.steps = 1000
         config.words.data.options = dict(shuffled=0.5)
         del config.pretrain
+    if variant == "llama-multi":
+        graded = dict(graded=True, num_documents=2000)
+        questions = dict(
+            template=to_json(template),
+            batch_size=256,
+            max_new_tokens=24,
+            data=dict(source="easy-vqa-multi-text", lengths=dict(target=72)),
+        )
+        for stage, told in (("captions", graded), ("words", graded | dict(shuffled=1))):
+            config[stage].eval = questions | dict(
+                data=questions["data"] | dict(split="dev", options=told)
+            )
+            config[stage].update(eval_every=500, eval_at_end=True)
     return config

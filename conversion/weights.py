@@ -15,7 +15,7 @@ import numpy as np
 from conversion.engine import ConversionError, Plan, Put, carry_out, plan, together
 from conversion.huggingface import NETWORKS, network_of
 from conversion.io import Source, read
-from conversion.rules import Rule, Table, segments
+from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
 from mmjax.nn.param import ParamSpec
 
@@ -90,6 +90,4 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
         entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
         source, init = dataclasses.replace(source, entries=entries), ()
     shapes = {path: spec.shape for path, spec in below.items()}
-    return Table(
-        rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in source.entries), init=init
-    ), source
+    return same_paths(source.entries, shapes) + Table(init=init), source

@@ -1,5 +1,5 @@
-"""A run's model, ready to be asked anything: with the template and the picture size that it is
-tested with, or trained with where it is not tested."""
+"""A run's model, ready to be asked anything: with the template and the pictures' size and
+preparation that it is tested with, or trained with where it is not tested."""
 
 import dataclasses
 from pathlib import Path
@@ -20,11 +20,13 @@ class Model:
       run: where it comes from.
       template: how it is asked.
       image_size: side of its pictures in pixels; 0 if it takes none.
+      preparation: how they are made square.
     """
 
     run: Run
     template: Template
     image_size: int
+    preparation: str
 
     def answerer(self, config: GenerationConfig, batch_size: int = 1) -> Answerer:
         """Asks it by these settings."""
@@ -35,6 +37,7 @@ class Model:
             self.template,
             config,
             image_size=self.image_size,
+            preparation=self.preparation,
             mesh=self.run.mesh,
             batch_size=batch_size,
         )
@@ -46,6 +49,7 @@ class Model:
             tokenizer=self.run.tokenizer.fingerprint,
             template=to_json(self.template),
             image_size=self.image_size,
+            preparation=self.preparation,
         )
 
 
@@ -55,4 +59,8 @@ def load_model(workdir: Path, stage: str | None = None) -> Model:
     is_last = stage == run.config["stages"][-1]
     is_tested = run.config.get("test") if is_last else run.config[stage]["eval"]
     section = question_section(run.config, stage) if is_tested else run.config[stage]
-    return Model(run, from_json(section["template"]), section["data"].get("image_size", 0))
+    data = section["data"]
+    preparation = data.get("preparation", "clip")
+    if preparation == "crop":  # random, for training
+        preparation = run.system.preparation
+    return Model(run, from_json(section["template"]), data.get("image_size", 0), preparation)

@@ -6,6 +6,7 @@ Also the way back from a run directory, for evaluation and generation: `load_run
 import dataclasses
 import json
 import tempfile
+import types
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) 
         tokenizer,
         Lengths(**data["lengths"]),
         image_size=data.get("image_size"),
+        pictures=data.get("pictures", 1),
+        preparation=data.get("preparation", "clip"),
         weights=data.get("weights"),
         overlong=data.get("overlong", "drop"),
         **settings,
@@ -105,22 +108,34 @@ def build(config: dict) -> Run:
     system = make_system(config["system"], config["model"])
     wanted = specs(system)
     tokenizer = load_tokenizer(config)
-    params = create_params(config, wanted, mesh)
+    params = create_params(config, wanted, mesh, system.copies)
     return Run(config, system, wanted, params, tokenizer, mesh)
 
 
-def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Params:
+def create_params(
+    config: dict,
+    wanted: dict[str, ParamSpec],
+    mesh: Mesh,
+    copies: Mapping[str, str] = types.MappingProxyType({}),
+) -> Params:
     """What ``config.weights`` gives (see `mmjax.train.origin`), the rest created from the seed.
 
-    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
+    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``. What is not
+    given starts as the copy of a parameter that is (``copies``: path -> path), if it has one.
     """
     shardings = resolve(wanted, mesh, config["preset"])
     dtypes = held_dtypes(config, wanted)
 
+    copied: Params = {}
+
     def put(path: str, array) -> jax.Array:
+        for copy, original in copies.items():
+            if original == path and copy in wanted:
+                copied[copy] = place(array, shardings[copy], dtypes[copy])
         return place(array, shardings[path], dtypes[path])
 
-    params = starting_weights(config, wanted, put=put)
+    given = starting_weights(config, wanted, put=put)
+    params = copied | given
     rest = {path: spec for path, spec in wanted.items() if path not in params}
 
     def create() -> Params:
@@ -210,11 +225,9 @@ def _as_run(header: dict, folder: Path) -> dict:
             f"{folder} cannot be asked anything: it has no template or no tokenizer; import a "
             "whole system, from a language model's folder that has its tokenizer"
         )
-    clip = header["model"]["clip"]
-    question = dict(
-        data=dict(source="", split="", image_size=clip["vision"]["image_size"]),
-        template=header["template"],
-    )
+    system = make_system(header["system"], header["model"])
+    pictures = dict(image_size=system.image_size, preparation=system.preparation)
+    question = dict(data=dict(source="", split="", **pictures), template=header["template"])
     return dict(
         system=header["system"],
         variant=header["variant"],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmjax.data.images import PREPARATIONS
 from mmjax.data.sources.mixture import part_problem
 from mmjax.data.templates import from_json, to_json
 from mmjax.train import origin
@@ -18,7 +19,7 @@ STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
     "eval save_every keep_checkpoints"
 ).split()
-DATA = "source split options lengths image_size weights overlong".split()
+DATA = "source split options lengths image_size pictures preparation weights overlong".split()
 QUESTIONS = "data template batch_size max_new_tokens".split()
 
 
@@ -59,6 +60,13 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):
         problems += _questions_problems("test", plain["test"])
+    for name, section in data_sections(plain).items():
+        problems += _picture_problems(
+            f"{name}.data",
+            section["data"],
+            is_trained=name in plain["stages"],
+            features=plain["features"],
+        )
     return plain, problems + _origin_problems(plain)
 
 
@@ -127,6 +135,32 @@ def _data_problems(name: str, data: dict) -> list[str]:
     if weights and weights.keys() != parts.keys():
         problems.append(
             f"{name}.weights are of {', '.join(weights)}; the mixture is of {', '.join(parts)}"
+        )
+    return problems
+
+
+def _picture_problems(name: str, data: dict, *, is_trained: bool, features: str) -> list[str]:
+    problems = []
+    pictures, preparation = data.get("pictures", 1), data.get("preparation", "clip")
+    if not isinstance(pictures, int) or pictures < 0:
+        problems.append(
+            f"{name}.pictures is {pictures!r}, it must be a whole number, at least 0: places for "
+            "the pictures of a row"
+        )
+    if preparation not in PREPARATIONS:
+        problems.append(
+            f"{name}.preparation is {preparation!r}, it must be one of {', '.join(PREPARATIONS)}"
+        )
+    if preparation == "crop" and not is_trained:
+        problems.append(
+            f"{name}.preparation is 'crop', which is random and for training alone: questions are "
+            f"scored on whole pictures; give --config.{name}.preparation=squash, or clip"
+        )
+    if preparation == "crop" and is_trained and features != "step":
+        problems.append(
+            f"{name}.preparation is 'crop', which shows another part of a picture each time, so "
+            f"that features (now {features!r}) cannot be stored; give --config.features=step, or "
+            "squash or clip in place of crop"
         )
     return problems
 

@@ -219,18 +219,17 @@ class _OneToken:
 def sketch(section: dict) -> Batch:
     """One row of a stage's batch as far as its shapes go, made up without its data."""
     data = section["data"]
-    size, pictures = data.get("image_size"), ()
-    if size:
-        pictures = (Media("picture", Path("picture")),)
+    size, places = data.get("image_size"), data.get("pictures", 1)
+    pictures = [Media("picture", Path("picture"))] * (places if size else 0)
     turns = (Turn("user", (*pictures, Text("x"))), Turn("assistant", (Text("x"),)))
     example = Example("sketch", turns, {"kind": "x"})
     encoded = templates.from_json(section["template"]).encode(example, _OneToken())
     prefix, request, target = assemble([encoded], Lengths(**data["lengths"]), 0)
     batch = Batch(jnp.zeros(1, jnp.int32), target, prefix, request)
-    if not size:
+    if not pictures:
         return batch
-    index = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    frames = jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.uint8)
+    index = jax.ShapeDtypeStruct((1, places), jnp.int32)
+    frames = jax.ShapeDtypeStruct((1, places, size, size, 3), jnp.uint8)
     return dataclasses.replace(batch, frames=frames, frame_item=index, frame_time=index)
 
 

@@ -8,11 +8,15 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     easy-vqa               questions about pictures, or captions of them (task=question | caption)
     easy-vqa-text          documents for the tiny language models
     easy-vqa-pairs         pictures with a rich and a short caption, for the tiny CLIP
+    easy-vqa-multi         questions about several pictures (task=question), or what differs between
+                           two (task=difference)
+    easy-vqa-multi-text    documents for the tiny language model that reads several pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
+    demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. Several sources are
@@ -26,8 +30,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mmjax.data.example import Example
+from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
+from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
+from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
@@ -50,6 +57,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa": EasyVQA,
     "easy-vqa-text": EasyVQAText,
     "easy-vqa-pairs": EasyVQAPairs,
+    "easy-vqa-multi": EasyVQAMulti,
+    "easy-vqa-multi-text": EasyVQAMultiText,
     "easy-vqa-differences": EasyVQADifferences,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
@@ -58,6 +67,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "llava": Llava,
     "lmeye": LMEyeChunks,
     "lmeye-v1": LMEyeById,
+    "demon": Demon,
 }
 
 

@@ -86,7 +86,7 @@ class EasyVQAText:
     ) -> tuple[Turn, ...]:
         layout = LMEyeQuestion(image_token=0, slot_token=0)  # for its wording
         turns, num_words = [], 1
-        for question in _by_kinds(self._questions[number], rng):
+        for question in by_kinds(self._questions[number], rng):
             text = layout.after.replace("{text}", question.question)
             if not turns and kind == "context":
                 text = layout.before + self._context(facts, rng) + text
@@ -137,7 +137,7 @@ class EasyVQAPairs:
         return Example(f"{self.name}/{index}", turns, {"kind": "pair", "answer": rich})
 
 
-def _by_kinds(asked: Sequence[Question], rng: random.Random) -> list[Question]:
+def by_kinds(asked: Sequence[Question], rng: random.Random) -> list[Question]:
     """A shuffle that takes the kinds in turn.
 
     In the natural order a model would first learn, and long hold on to, what the wording of a
