@@ -12,7 +12,9 @@ from PIL import Image
 
 from mmjax.data.sources import make_source
 from mmjax.train import plan
+from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.check import check_data
+from mmjax.train.features import prepare_features
 from mmjax.train.loop import train
 
 
@@ -81,32 +83,28 @@ def test_bad_lines_of_a_late_stage_stop_the_run_before_it_starts(rows, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("features", ["once", "step"])
-def test_a_mixture_is_checked_sketched_and_trained(rows, tmp_path, capsys, features):
-    """Own rows, one of them broken, and easy-VQA's questions, 1 : 3."""
+def test_a_mixture_is_checked_sketched_and_read(rows, tmp_path, capsys):
+    """Own rows, one of them broken, and easy-VQA's questions, 1 : 3; from features and without."""
     (tmp_path / "1.png").write_bytes(b"\x89PNG not really")
-    config = own_config(tmp_path, rows) | {"features": features}
-    own = config["instruct"]["data"]["source"]
-    config["instruct"]["data"] |= {
-        "source": {
-            "own": {"source": own},
-            "asked": {"source": "easy-vqa", "options": {"limit": 50}},
-        },
-        "weights": {"own": 1, "asked": 3},
-        "split": "dev",
-    }
-    config["instruct"]["steps"] = 4
+    config = own_config(tmp_path, rows)
+    stage = config["instruct"]
+    own, asked = {"source": stage["data"]["source"]}, {"source": "easy-vqa?limit=50"}
+    stage["data"] |= {"source": {"own": own, "asked": asked}, "weights": {"own": 1, "asked": 3}}
     assert check_data(config, tmp_path / "out")
     said = capsys.readouterr().out
     assert "60 records (50 asked, 10 own), " in said and "1 cannot be used" in said
     report = str(plan.dry_run(ConfigDict(config)))
-    assert f"asked (easy-vqa/dev) + own ({tmp_path}/own.jsonl), dev: 60 records" in report
-    train(config, tmp_path / "run")
-    bad = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").open()]
-    assert [(entry["id"], entry["row"]) for entry in bad] == [("own.jsonl:2", 51)]
-    if features == "once":
-        keys = (tmp_path / "run" / "features" / "keys.jsonl").read_text()
-        assert "easy-vqa/train/" in keys and str(tmp_path / "2.png") in keys
+    assert f"asked (easy-vqa/train) + own ({tmp_path}/own.jsonl), train: 60 records" in report
+    features = prepare_features(config, tmp_path / "features")
+    assert str(tmp_path / "2.png") in features and len(features.bad) == 1
+    for stored in (None, features):
+        pipeline = make_pipeline(
+            stage["data"], stage["template"], load_tokenizer(config), batch_size=8, seed=0,
+            features=stored,
+        )  # fmt: skip
+        batches = [pipeline.batch_at(step) for step in range(5)]  # all ten own rows
+        assert all((batch.features is None) == (stored is None) for batch in batches)
+        assert [(bad["id"], bad["row"]) for bad in pipeline.quarantine] == [("own.jsonl:2", 51)]
 
 
 def test_pairs_that_differ(tmp_path):
