@@ -71,6 +71,8 @@ def test_edits_are_what_they_say(kind):
             assert take_apart(edited).thing == after, number
             assert (after.shape == before.thing.shape) == (kind == "modify")
             assert (after.colour == before.thing.colour) == (kind == "swap")
+            if kind == "modify":  # soft edges, in the new colour
+                assert np.abs(take_apart(edited).alpha - before.alpha).max() < 0.02
             left, top, right, bottom = Segment(before.alpha > 0, "").box
             changed[top:bottom, left:right] = False
             assert not changed.any()
@@ -327,8 +329,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(photos, tmp_path, monk
     """Killed before every single file operation that makes something appear."""
     import mmjax.data.resumable as resumable
 
-    settings = Settings(edits=edits, batch_size=2)
-    made_of(photos, tmp_path / "whole", settings)
+    settings, moody = Settings(edits=edits, batch_size=2), stub.CornerAttention(moody=1)
+    made_of(photos, tmp_path / "whole", settings, attention=moody)
     whole = content(tmp_path / "whole")
     replace, out = resumable.os.replace, tmp_path / "out"
     moments = 0
@@ -344,7 +346,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(photos, tmp_path, monk
 
         monkeypatch.setattr(resumable.os, "replace", dying)
         try:
-            report = made_of(photos, out, settings)
+            report = made_of(photos, out, settings, attention=moody)
             break
         except Killed:
             moments += 1
@@ -355,9 +357,28 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(photos, tmp_path, monk
     assert moments > 8 * edits and not report.was_complete
     assert content(out) == whole
     monkeypatch.undo()
-    again = made_of(photos, out, settings)
+    again = made_of(photos, out, settings, attention=moody)
     assert again.was_complete and content(out) == whole
     assert again.counts == report.counts and "was complete already" in str(again)
+
+
+def test_pictures_of_an_edit_that_was_cut_short_do_not_stay(photos, tmp_path):
+    """Started again, it may come to nothing: a text model need not say the same twice."""
+    out = tmp_path / "out"
+
+    def dying(frame, edited, edit):
+        raise Killed
+
+    with pytest.raises(Killed):
+        made_of(photos, out, Settings(min_score=0, batch_size=2), filter=dying)
+    (out / "pictures").mkdir()
+    left = [out / f"pictures/000003{end}.png" for end in ("", "-0", "-0.png.partial")]
+    for path in left:
+        path.write_bytes(b"cut short")
+    settings, texts = Settings(min_score=0, batch_size=2), stub.Counting(unfit="photo 3")
+    report = made_of(photos, out, settings, text_model=texts, filter=stub.Share())
+    assert report.counts["made"] == 3 and not any(path.exists() for path in left)
+    assert len(list(out.glob("pictures/*"))) == 6
 
 
 def test_other_settings_are_refused(photos, tmp_path):
