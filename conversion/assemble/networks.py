@@ -18,6 +18,12 @@ def folder_of(config: NetworkConfig) -> Folder:
     return Folder(r".*", network.table, network.to_hf(config), has_tokenizer=is_language)
 
 
+def as_lavis(config: Blip2Config) -> Blip2Config:
+    """With what LAVIS's files hold: keys without a bias, and LAVIS's epsilon behind the tower."""
+    vision = dataclasses.replace(config.vision, key_bias=False)
+    return dataclasses.replace(config, vision=vision, norm_eps=Blip2Config.norm_eps)
+
+
 def _from_folder(name: str, opened: Sequence[Source], options: Options) -> Assembled:
     if options.variant is not None:
         raise SourceError(f"{name} has no variants; its config.json gives the sizes")
@@ -39,7 +45,7 @@ def _blip2(opened: Sequence[Source], options: Options) -> Assembled:
         return _from_folder("blip-2", opened, options)
     if options.variant is None:
         raise SourceError("LAVIS's files do not tell how many heads there are; give --variant")
-    config = Blip2Config.named(options.variant)
+    config = as_lavis(Blip2Config.named(options.variant))
     tables = {
         "vision": eva_vit.EVA.under(path_prefix="vision.") + eva_vit.EVA_FILE_REST,
         "rest": blip2.BRIDGE + blip2.BRIDGE_FILE_REST,

@@ -31,7 +31,7 @@ from conversion.assemble import (
     tokenizer_of,
 )
 from conversion.assemble.lmeye import below
-from conversion.assemble.networks import folder_of
+from conversion.assemble.networks import as_lavis, folder_of
 from conversion.engine import ConversionError
 from conversion.huggingface import NETWORKS, blip2_to_hf, llama_to_hf, network_of
 from conversion.io import Source, SourceError
@@ -241,28 +241,27 @@ def _version_notices(source: Source) -> list[str]:
 def _seeing(
     roles: Mapping[str, Source], named: MiniGPT4Config | CheetorConfig | None, notices: list[str]
 ) -> Blip2Config:
-    """BLIP-2's config, without text branch and with LAVIS's epsilon."""
+    """BLIP-2's config, without text branch and with LAVIS's epsilon (or the variant's)."""
     if "blip-2" not in roles:
         if named is None:
             raise SourceError(
                 "LAVIS's files do not tell how many heads there are; give --variant, or a BLIP-2 "
                 "folder"
             )
-        return named.blip2
+        return as_lavis(named.blip2)
     source = roles["blip-2"]
     config = _config_of(source, "blip-2")
-    if config.norm_eps != Blip2Config.norm_eps:
+    like = as_lavis(config) if named is None else named.blip2
+    if config.norm_eps != like.norm_eps:
         notices.append(
-            f"the norm behind the tower has epsilon {Blip2Config.norm_eps} as in LAVIS; "
-            f"{source.name} says {config.norm_eps}, transformers having one for all"
+            f"the norm behind the tower has epsilon {like.norm_eps} as in LAVIS; {source.name} "
+            f"says {config.norm_eps}, transformers having one for all"
         )
     vision = config.vision
-    if not _is_imported(source):
-        vision = dataclasses.replace(vision, key_bias=False)  # transformers fills in zeros
+    if not _is_imported(source):  # transformers fills in zeros
+        vision = dataclasses.replace(vision, key_bias=like.vision.key_bias)
     qformer = dataclasses.replace(config.qformer, vocab_size=0, text_head=False)
-    return dataclasses.replace(
-        config, vision=vision, qformer=qformer, norm_eps=Blip2Config.norm_eps
-    )
+    return dataclasses.replace(config, vision=vision, qformer=qformer, norm_eps=like.norm_eps)
 
 
 def _check_projection(state: Source, language: LlamaConfig, seeing: Blip2Config) -> None:

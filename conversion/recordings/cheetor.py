@@ -13,7 +13,7 @@ from conversion.engine import export, load
 from conversion.huggingface import llama_from_hf
 from conversion.io import Source
 from conversion.recordings import Ours, Replayed
-from conversion.recordings.layout import Layout, compact, lay_out
+from conversion.recordings.layout import IGNORED, Layout, compact, lay_out
 from conversion.recordings.minigpt4 import blip2_of, paths_of_grads
 from conversion.recordings.training import loss_and_grads
 from conversion.tables import cheetor
@@ -43,7 +43,8 @@ def cases(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) ->
             if key.startswith(prefix)
         }
         replay = original.train if "outputs" in case else original.generate
-        ours |= {prefix + key: value for key, value in replay(case, here).items()}
+        made = replay(case, here)
+        ours |= {prefix + key: one for key, one in made.items() if key.partition(",")[0] in here}
         left_out[f"{prefix}image"] = INPUT
     return ours, left_out, []
 
@@ -100,11 +101,12 @@ class Original:
         trained = paths_of_grads(table, system, recorded)
         loss, grads = loss_and_grads(system, params, batch, trained)
         ours |= {f"grad.{key}": Ours(grad) for key, grad in export(table, grads)}
+        without = np.asarray(_logits(system, params, plain))
         ours |= {
             "labels": Ours(layout.labels, exact=True),
             "loss": Ours(loss),
-            "loss_no_vpgc": Ours(loss_and_grads(system, params, plain, ())[0]),
-            "logits_no_vpgc": Ours(_logits(system, params, plain), attended),
+            "loss_no_vpgc": Ours(_loss(without, layout.labels)),
+            "logits_no_vpgc": Ours(without, attended),
         }
         for name in recorded:
             if match := re.fullmatch(r"logits_ul(-?\d+)", name):
@@ -114,7 +116,7 @@ class Original:
         return ours
 
     def generate(self, case: Mapping, recorded: Mapping[str, np.ndarray]) -> dict[str, Ours]:
-        """Greedily or with beams; the same again from rows without pads inside."""
+        """Greedily or with beams; where rows have pads inside, again from rows without."""
         layout = self.lay_out(case["prompts"])
         system, params = self.at(self.update_layer)
         ours, features, _ = self.look(system, params, recorded, layout)
@@ -129,6 +131,8 @@ class Original:
                 if name in recorded and len(one.value) < len(recorded[name]) == many:
                     each = np.repeat(one.value, settings.num_beams, axis=0)
                     ours[name] = dataclasses.replace(one, value=each)
+        if layout.mask.all():
+            return ours
         target = compact(
             self.texts(case["prompts"]),
             bos=self.tokens["bos_id"],
@@ -138,10 +142,9 @@ class Original:
         if not is_guided:
             slots = {name: slot for name, slot in target.slots.items() if name != "guidance"}
             target = dataclasses.replace(target, slots=slots)
-        again = self.generated(
-            system, params, dataclasses.replace(batch, target=target), settings, recorded
-        )
-        return ours | {f"{name}, no pads inside": value for name, value in again.items()}
+        again = dataclasses.replace(batch, target=target)
+        made = self.generated(system, params, again, settings, recorded)
+        return ours | {f"{name}, no pads inside": value for name, value in made.items()}
 
     def settings(self, case: Mapping) -> GenerationConfig:
         """Raises TypeError for a setting that transformers does not have."""
@@ -248,6 +251,14 @@ def _logits(system: Cheetor, params: Params, batch: Batch) -> jax.Array:
     """[b t v]."""
     read = lambda p: (model := merge(system, p)).logits(model.hidden(batch).states)  # noqa: E731
     return jax.jit(read)(params)
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross entropy [b t v] of labels that are not shifted, the mean [1] of those there are."""
+    logits, labels = logits[:, :-1].astype(np.float64), labels[:, 1:]
+    losses = np.log(np.exp(logits).sum(axis=-1))
+    losses -= np.take_along_axis(logits, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return losses[labels != IGNORED].mean(keepdims=True)
 
 
 def _step_logits(system: Cheetor, params: Params, batch: Batch, tokens: np.ndarray) -> jax.Array:

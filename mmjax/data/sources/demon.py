@@ -59,7 +59,7 @@ class Demon(records.Records):
             example = example_of(
                 record, instructions, dataset=dataset, question_type=question_type, root=root
             )
-            paths = record["task_instance"].get("images_path") or []
+            paths = records.paths_of(record["task_instance"].get("images_path"), "images_path")
             reordered += [str(root / path) for path in paths] != [m.key for m in example.media]
             return [example]
 
