@@ -57,9 +57,10 @@ def build_from_flags(out: Path, values: flags.FlagValues = flags.FLAGS) -> Repor
     """
     if values["attention"].value is None:
         raise ValueError(
-            "differences needs --attention=MODULE:ATTRIBUTE, the Q-Former that says what is ignored"
-            " in a picture; there is no default. (For easy-VQA pairs whose edits are drawn at "
-            "random, use the source easy-vqa-differences: it needs no preparation.)"
+            "differences needs --attention, the Q-Former that says what is ignored in a picture: "
+            "blip-2?weights=FOLDER, or MODULE:ATTRIBUTE; there is no default. (For easy-VQA pairs "
+            "whose edits are drawn at random, use the source easy-vqa-differences: it needs no "
+            "preparation.)"
         )
     named = {part: values[part].value for part in _PARTS}
     source_named = {name: values[name].value for name in ("source", "split", "limit")}

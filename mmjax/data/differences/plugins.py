@@ -5,7 +5,8 @@
                  chat-api                 a model behind an OpenAI-compatible address, see
                                           `mmjax.data.differences.chat_api`
     editor       easy-vqa                 draws what the text model easy-vqa describes
-    attention, filter                     none is built in
+    attention    blip-2                   a BLIP-2's, see `mmjax.train.looking`
+    filter                                none is built in
 
     any of them  MODULE:ATTRIBUTE         your own: a class or function that, called with the
                                           options, gives an object as described in
@@ -24,8 +25,9 @@ from mmjax.data.differences.chat_api import ChatAPI
 from mmjax.data.differences.easy_vqa import RuleEditor, RuleSegmenter, RuleText
 from mmjax.data.sources import options_in
 
-BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
-    "attention": {},
+# A text is imported when it is asked for: models are no business of the data.
+BUILT_IN: dict[str, dict[str, Callable[..., Any] | str]] = {
+    "attention": {"blip-2": "mmjax.train.looking:Blip2Attention"},
     "segmenter": {"easy-vqa": RuleSegmenter},
     "text_model": {"easy-vqa": RuleText, "chat-api": ChatAPI},
     "editor": {"easy-vqa": RuleEditor},
@@ -40,7 +42,9 @@ def load(part: str, name: str) -> Any:
       ValueError: there is none; names the part, and those there are.
     """
     path, options = options_in(name)
-    make = BUILT_IN[part].get(path) or _imported(part, path)
+    make = BUILT_IN[part].get(path, path)
+    if isinstance(make, str):
+        make = _imported(part, make)
     known = inspect.signature(make).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     if unknown := [] if takes_all else sorted(options.keys() - known.keys()):
