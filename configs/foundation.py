@@ -6,26 +6,37 @@
     taskset -c 0 python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
     python -m conversion export --checkpoint runs/clip --format hf --dtype float16 \\
         --out mmjax/assets/tiny/clip
+    taskset -c 0 python scripts/train.py --config configs/foundation.py:blip2 --workdir runs/blip2
+    python -m conversion export --checkpoint runs/blip2 --format hf --dtype float16 \\
+        --out mmjax/assets/tiny/blip2
 
 On one core, as here, because rounding depends on the number of cores, and with it all bits. The
 language model reads text only: captions in the places where LMEye will put vectors, then
-questions and answers.
+questions and answers. BLIP-2's tower is exported without its text branch, which only its
+pretraining needs.
 """
 
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import CaptionPair, PlainText, to_json
-from mmjax.systems.foundation import ContrastiveConfig, LanguageModelConfig
+from mmjax.systems.foundation import (
+    Blip2PretrainingConfig,
+    ContrastiveConfig,
+    LanguageModelConfig,
+)
 from mmjax.systems.system import config_to_dict
 
 
 def get_config(variant: str = "llama") -> ConfigDict:
-    """``llama`` or ``clip``."""
-    if variant not in ("llama", "clip"):
-        raise ValueError(f"configs/foundation.py has the variants llama and clip, not {variant!r}")
+    """``llama``, ``clip`` or ``blip2``."""
+    systems = {"llama": "language_model", "clip": "clip", "blip2": "blip-2-pretraining"}
+    if variant not in systems:
+        raise ValueError(
+            f"configs/foundation.py has the variants {', '.join(systems)}, not {variant!r}"
+        )
     config = ConfigDict(
         dict(
-            system={"llama": "language_model", "clip": "clip"}[variant],
+            system=systems[variant],
             variant="tiny",
             seed=0,
             weights={},
@@ -44,7 +55,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
         template = PlainText(answer_weight=8.0)
         data = dict(source="easy-vqa-text", split="train", lengths=dict(target=64))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
-    else:
+    elif variant == "clip":
         model = ContrastiveConfig.named("tiny")
         config.model = config_to_dict(model)
         config.tokenizer = "words"
@@ -57,6 +68,18 @@ def get_config(variant: str = "llama") -> ConfigDict:
             image_size=model.clip.vision.image_size,
         )
         steps, batch_size, peak, decay = 900, 64, 1e-3, 0.1
+    else:
+        model = Blip2PretrainingConfig.named("tiny")
+        config.model = config_to_dict(model)
+        config.tokenizer = "words"
+        template = CaptionPair(bos_token=1, eos_token=2)  # the tokenizer's own
+        data = dict(
+            source="easy-vqa-pairs",
+            split="train",
+            lengths=dict(target=11, request=6),
+            image_size=model.blip2.vision.image_size,
+        )
+        steps, batch_size, peak, decay = 1200, 32, 1e-3, 0.05
     config.pretrain = ConfigDict(
         dict(
             steps=steps,

@@ -1,6 +1,6 @@
 """Systems by the name that configs and checkpoints call them."""
 
-from mmjax.systems.foundation import Contrastive, LanguageModel
+from mmjax.systems.foundation import Blip2Pretraining, Contrastive, LanguageModel
 from mmjax.systems.lmeye import LMEye
 from mmjax.systems.system import System, config_from_dict
 
@@ -8,6 +8,7 @@ SYSTEMS: dict[str, type[System]] = {
     "lmeye": LMEye,
     "language_model": LanguageModel,
     "clip": Contrastive,
+    "blip-2-pretraining": Blip2Pretraining,
 }
 
 
