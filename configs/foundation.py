@@ -10,23 +10,32 @@
         --workdir runs/llama-multi
     python -m conversion export --checkpoint runs/llama-multi --format hf --dtype float16 \\
         --out mmjax/assets/tiny/llama-multi
+    taskset -c 0 python scripts/train.py --config configs/foundation.py:blip2 --workdir runs/blip2
+    python -m conversion export --checkpoint runs/blip2 --format hf --dtype float16 \\
+        --out mmjax/assets/tiny/blip2
 
-On one core, as here, because rounding depends on the number of cores, and with it all bits. The
-language models read text only: captions in the places where LMEye (``llama``), or Cheetor
-(``llama-multi``: of several pictures), will put vectors, then questions and answers.
+On one core, as here, because rounding depends on the number of cores. The language models read text
+only: captions in the places where LMEye (``llama``), or Cheetor (``llama-multi``: of several
+pictures), will put vectors, then questions and answers. BLIP-2's tower is exported without its text
+branch, which only its pretraining needs.
 """
 
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import CaptionPair, PlainText, to_json
 from mmjax.models.llama import LlamaConfig
-from mmjax.systems.foundation import ContrastiveConfig, LanguageModelConfig
+from mmjax.systems.foundation import (
+    Blip2PretrainingConfig,
+    ContrastiveConfig,
+    LanguageModelConfig,
+)
 from mmjax.systems.system import config_to_dict
 
 
 def get_config(variant: str = "llama") -> ConfigDict:
-    """``llama``, ``llama-multi`` or ``clip``."""
+    """``llama``, ``llama-multi``, ``clip`` or ``blip2``."""
     systems = {"llama": "language_model", "llama-multi": "language_model", "clip": "clip"}
+    systems |= {"blip2": "blip-2-pretraining"}
     if variant not in systems:
         raise ValueError(
             f"configs/foundation.py has the variants {', '.join(systems)}, not {variant!r}"
@@ -58,7 +67,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
         template = PlainText(answer_weight=8.0)
         data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=72))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
-    else:
+    elif variant == "clip":
         model = ContrastiveConfig.named("tiny")
         config.model = config_to_dict(model)
         config.tokenizer = "words"
@@ -71,6 +80,18 @@ def get_config(variant: str = "llama") -> ConfigDict:
             image_size=model.clip.vision.image_size,
         )
         steps, batch_size, peak, decay = 900, 64, 1e-3, 0.1
+    else:
+        model = Blip2PretrainingConfig.named("tiny")
+        config.model = config_to_dict(model)
+        config.tokenizer = "words"
+        template = CaptionPair(bos_token=1, eos_token=2)  # the tokenizer's own
+        data = dict(
+            source="easy-vqa-pairs",
+            split="train",
+            lengths=dict(target=11, request=6),
+            image_size=model.blip2.vision.image_size,
+        )
+        steps, batch_size, peak, decay = 1200, 32, 1e-3, 0.05
     config.pretrain = ConfigDict(
         dict(
             steps=steps,

@@ -8,13 +8,19 @@ import json
 from pathlib import Path
 
 from conversion.io import Entry, Source, SourceError
-from mmjax.nn.param import specs
+from mmjax.models.blip2 import Blip2, Blip2Config
+from mmjax.nn.param import Params, specs, subset
 from mmjax.systems.registry import make_system
+from mmjax.systems.system import config_from_dict
 from mmjax.train.origin import starting_weights
 
 # Foundations are networks on their own: (system of the run) -> (network, where it is in the run's
 # model)
-FOUNDATIONS = {"language_model": ("llama", "language"), "clip": ("clip", "clip")}
+FOUNDATIONS = {
+    "language_model": ("llama", "language"),
+    "clip": ("clip", "clip"),
+    "blip-2-pretraining": ("blip-2", "blip2"),
+}
 
 
 def is_run(folder: Path) -> bool:
@@ -31,7 +37,7 @@ def read_run(folder: str | Path) -> Source:
     """The model of a run as it stands after its last stage; keys are our paths.
 
     ``config`` has ``system``, ``variant`` and ``model`` as an imported checkpoint's, and
-    ``tokenizer``, a folder.
+    ``tokenizer``, a folder, where there is a text to read.
 
     Raises:
       SourceError: the run has not finished its last stage.
@@ -46,9 +52,19 @@ def read_run(folder: str | Path) -> Source:
     header = {"variant": config["variant"], "tokenizer": str(folder / "tokenizer")}
     if config["system"] in FOUNDATIONS:
         network, part = FOUNDATIONS[config["system"]]
-        arrays = {path.removeprefix(f"{part}."): x for path, x in arrays.items()}
-        header |= {"system": network, "model": config["model"][part]}
+        arrays, model = subset(arrays, part), config["model"][part]
+        if network == "blip-2":
+            arrays, model = _without_text(arrays, model)
+            del header["tokenizer"]
+        header |= {"system": network, "model": model}
     else:
         header |= {"system": config["system"], "model": config["model"]}
     entries = {path: Entry(x.shape, x.dtype, lambda x=x: x) for path, x in arrays.items()}
     return Source(str(folder), entries, (folder,), config=header)
+
+
+def _without_text(arrays: Params, model: dict) -> tuple[Params, dict]:
+    """The queries' half of a BLIP-2, which is what its pretraining was for."""
+    model = model | {"qformer": model["qformer"] | {"vocab_size": 0, "text_head": False}}
+    kept = specs(Blip2(config_from_dict(Blip2Config, model)))
+    return {path: x for path, x in arrays.items() if path in kept}, model

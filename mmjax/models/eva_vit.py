@@ -32,6 +32,8 @@ class EvaVitConfig:
     Attributes:
       key_bias: whether keys have a bias, as Hugging Face's BLIP-2 spells it (zeros in published
         files). It changes no output: a softmax does not see what all its scores share.
+      init_std: of the kernels at the start.
+      position_std: of positions and class token at the start.
     """
 
     image_size: int
@@ -42,6 +44,8 @@ class EvaVitConfig:
     num_heads: int
     key_bias: bool = False
     norm_eps: float = 1e-6
+    init_std: float = 0.02
+    position_std: float = 0.02
 
     @property
     def grid(self) -> int:
@@ -73,9 +77,16 @@ class Block(nnx.Module):
             bias=True,
             key_bias=config.key_bias,
             axes=(embed, heads, heads),
+            init=normal(config.init_std),
         )
         self.mlp_norm = LayerNorm(config.embed_dim, axis=embed, eps=config.norm_eps)
-        self.mlp = MLP(config.embed_dim, config.mlp_dim, activation="gelu", axes=(embed, mlp))
+        self.mlp = MLP(
+            config.embed_dim,
+            config.mlp_dim,
+            activation="gelu",
+            axes=(embed, mlp),
+            init=normal(config.init_std),
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b p+1 d] -> [b p+1 d]
         def attend(q, k, v):
@@ -88,15 +99,17 @@ class Block(nnx.Module):
 class EvaVit(nnx.Module):
     """The tower. A class token is put first, positions are learned.
 
-    Parameters start as `Dense` layers do; EVA also divides the residual layers of block i by
-    sqrt(2i), which matters for deep towers that train from scratch.
+    EVA divides the residual layers of block i by sqrt(2i) at the start, which matters for deep towers
+    that train from scratch.
     """
 
     def __init__(self, config: EvaVitConfig):
         d = config.embed_dim
-        self.patch = Dense(3 * config.patch_size**2, d, axes=(None, "vit_embed"), bias=True)
-        self.class_embedding = param((d,), ("vit_embed",), normal())
-        self.position = param((config.grid**2 + 1, d), (None, "vit_embed"), normal())
+        pixels, where = 3 * config.patch_size**2, normal(config.position_std)
+        kernel = dict(bias=True, init=normal(config.init_std))
+        self.patch = Dense(pixels, d, axes=(None, "vit_embed"), **kernel)
+        self.class_embedding = param((d,), ("vit_embed",), where)
+        self.position = param((config.grid**2 + 1, d), (None, "vit_embed"), where)
         self.layers = stack(Block(config), config.num_layers)
         self.config = config
 

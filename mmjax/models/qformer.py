@@ -47,6 +47,7 @@ class QFormerConfig:
       vocab_size: of the text branch; 0 = there is none.
       max_positions: of the text branch.
       text_head: whether the text branch predicts words; shares its embedding.
+      init_std: of kernels and words at the start.
     """
 
     num_layers: int
@@ -59,6 +60,7 @@ class QFormerConfig:
     max_positions: int = 512
     text_head: bool = False
     norm_eps: float = 1e-12
+    init_std: float = 0.02
 
     def __post_init__(self):
         if self.text_head and not self.vocab_size:
@@ -84,6 +86,7 @@ def _attention(config: QFormerConfig, seen: tuple[int, str] | None = None) -> At
         bias=True,
         axes=(_EMBED, _HEADS, _HEADS),
         seen=seen,
+        init=normal(config.init_std),
     )
 
 
@@ -105,7 +108,13 @@ class CrossAttention(nnx.Module):
 
 class FeedForward(nnx.Module):
     def __init__(self, config: QFormerConfig):
-        self.mlp = MLP(config.embed_dim, config.mlp_dim, activation="gelu", axes=(_EMBED, _MLP))
+        self.mlp = MLP(
+            config.embed_dim,
+            config.mlp_dim,
+            activation="gelu",
+            axes=(_EMBED, _MLP),
+            init=normal(config.init_std),
+        )
         self.norm = _norm(config)
 
     def __call__(self, x):  # [b t d] -> [b t d]
@@ -125,7 +134,7 @@ class TextHead(nnx.Module):
 
     def __init__(self, config: QFormerConfig):
         d = config.embed_dim
-        self.dense = Dense(d, d, axes=(_EMBED, None), bias=True)
+        self.dense = Dense(d, d, axes=(_EMBED, None), bias=True, init=normal(config.init_std))
         self.norm = _norm(config)
         self.bias = param((config.vocab_size,), ("vocab",), zeros)
 
@@ -135,8 +144,8 @@ class TextHead(nnx.Module):
 
 class QFormer(nnx.Module):
     def __init__(self, config: QFormerConfig):
-        d, text = config.embed_dim, config.vocab_size > 0
-        self.embedding = Embedding(config.vocab_size, d, axis=_EMBED) if text else None
+        d, text, init = config.embed_dim, config.vocab_size > 0, normal(config.init_std)
+        self.embedding = Embedding(config.vocab_size, d, axis=_EMBED, init=init) if text else None
         self.position = param((config.max_positions, d), (None, _EMBED), normal()) if text else None
         self.embedding_norm = _norm(config)
         self.layers = stack(Block(config), config.num_layers)

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from mmjax.nn.dense import Dense
+from mmjax.nn.param import Initializer
 from mmjax.nn.rotary import rotate
 
 # attend(query, key, value) -> (context [b t n h], whatever the caller wants to keep, e.g. updated
@@ -20,6 +21,7 @@ class Attention(nnx.Module):
       bias: of all four layers; ``key_bias``: of the keys, if they differ from the others.
       seen: width and axis name of what keys and values are made of, if that is another input than
         the queries' (cross-attention).
+      init: of the kernels; None = `Dense`'s.
     """
 
     def __init__(
@@ -34,16 +36,17 @@ class Attention(nnx.Module):
         rope_base: float | None = None,
         axes: tuple[str, str, str] = ("embed", "heads", "kv_heads"),
         seen: tuple[int, str] | None = None,
+        init: Initializer | None = None,
     ):
         num_kv_heads = num_kv_heads or num_heads
         width, kv_width = num_heads * head_dim, num_kv_heads * head_dim
         embed, heads, kv_heads = axes
         seen_dim, seen_axis = seen or (embed_dim, embed)
         key_bias = bias if key_bias is None else key_bias
-        self.q = Dense(embed_dim, width, axes=(embed, heads), bias=bias)
-        self.k = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=key_bias)
-        self.v = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=bias)
-        self.o = Dense(width, embed_dim, axes=(heads, embed), bias=bias)
+        self.q = Dense(embed_dim, width, axes=(embed, heads), bias=bias, init=init)
+        self.k = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=key_bias, init=init)
+        self.v = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=bias, init=init)
+        self.o = Dense(width, embed_dim, axes=(heads, embed), bias=bias, init=init)
         self.head_dim = head_dim
         self.rope_base = rope_base
 

@@ -55,9 +55,15 @@ class Embedding(nnx.Module):
     """
 
     def __init__(
-        self, vocab_size: int, embed_dim: int, *, added_rows: int = 0, axis: str = "embed"
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        added_rows: int = 0,
+        axis: str = "embed",
+        init: Initializer | None = None,
     ):
-        self.table = param((vocab_size, embed_dim), ("vocab", axis), normal())
+        self.table = param((vocab_size, embed_dim), ("vocab", axis), init or normal())
         self.added = param((added_rows, embed_dim), (None, axis), zeros) if added_rows else None
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:  # i32[b t] -> [b t d]

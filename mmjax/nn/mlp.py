@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from mmjax.nn.dense import Dense
+from mmjax.nn.param import Initializer
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -23,7 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class MLP(nnx.Module):
-    """``down(activation(up(x)))`` with biases."""
+    """``down(activation(up(x)))`` with biases; ``init`` of the kernels: None = `Dense`'s."""
 
     def __init__(
         self,
@@ -32,9 +33,10 @@ class MLP(nnx.Module):
         *,
         activation: str,
         axes: tuple[str, str] = ("embed", "mlp"),
+        init: Initializer | None = None,
     ):
-        self.up = Dense(embed_dim, mlp_dim, axes=axes, bias=True)
-        self.down = Dense(mlp_dim, embed_dim, axes=axes[::-1], bias=True)
+        self.up = Dense(embed_dim, mlp_dim, axes=axes, bias=True, init=init)
+        self.down = Dense(mlp_dim, embed_dim, axes=axes[::-1], bias=True, init=init)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b t d] -> [b t d]

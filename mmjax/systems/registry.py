@@ -1,7 +1,7 @@
 """Systems by the name that configs and checkpoints call them."""
 
 from mmjax.systems.cheetor import Cheetor
-from mmjax.systems.foundation import Contrastive, LanguageModel
+from mmjax.systems.foundation import Blip2Pretraining, Contrastive, LanguageModel
 from mmjax.systems.lmeye import LMEye
 from mmjax.systems.minigpt4 import MiniGPT4
 from mmjax.systems.system import System, config_from_dict
@@ -12,6 +12,7 @@ SYSTEMS: dict[str, type[System]] = {
     "cheetor": Cheetor,
     "language_model": LanguageModel,
     "clip": Contrastive,
+    "blip-2-pretraining": Blip2Pretraining,
 }
 
 
