@@ -311,10 +311,9 @@ def test_later_vicunas_are_warned_of_and_their_rows_counted(made, capsys):
         assert "before layer 2 of 4, half-way" in told
 
 
-def test_cheetors_file_with_its_qformer(tmp_path, made, capsys):
-    """As LAVIS saves it: the Q-Former too, under its second name; it stands for the BLIP-2's."""
-    if made.name != "cheetor":
-        pytest.skip("Cheetor alone has two names")
+@pytest.mark.parametrize("made", ["cheetor"], indirect=True)
+def test_cheetors_file_with_its_qformer(made, capsys):
+    """As LAVIS saves it: the Q-Former too, under its second name."""
     second = {key: x for key, x in made.state.items() if "model.Qformer." in key}
     made.save("saved.pth", made.trained(**second))
     check_imported(made, "vicuna-7b", "saved.pth", "llama", "eva.pth", "blip2.pth")
