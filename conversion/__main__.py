@@ -5,9 +5,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from conversion.assemble.registry import ASSEMBLIES
 from conversion.engine import ConversionError
 from conversion.io import SourceError
-from conversion.transfer import CONFIGS, export_checkpoint, import_checkpoint
+from conversion.transfer import export_checkpoint, import_checkpoint
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -21,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     bring = commands.add_parser(
         "import", help="PyTorch or Hugging Face checkpoints -> an imported checkpoint"
     )
-    bring.add_argument("--system", required=True, choices=sorted(CONFIGS))
+    bring.add_argument("--system", required=True, choices=sorted(ASSEMBLIES))
     bring.add_argument(
         "--variant", help="a published size that the sources must have, e.g. llama-7b"
     )

@@ -35,11 +35,15 @@ class ConversionError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One tensor's way: ``key`` of the source, through a binding, into ``slots`` (all of the
-    binding's, or the first ones where the source lacks rows that the table initialises)."""
+    binding's, or the first ones where the source lacks rows that the table initialises).
+
+    With ``is_copy`` an earlier step fills them, and the two must give the same numbers.
+    """
 
     key: str
     binding: Binding
     slots: tuple[Slot, ...]
+    is_copy: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Plan:
             "parameters": sum(spec.size for spec in self.specs.values()),
             "ignored": dict(self.ignored),
             "initialised": {path: init.reason for path, init in self.initialised.items()},
-            "second_copies": {key: f"equal to {other}" for key, other in self.ties},
+            "second_copies": {key: f"equal to {other}" for key, other in self.ties}
+            | {step.key: "another tensor's copy" for step in self.steps if step.is_copy},
             "dtype_changes": changed,
             "notices": list(self.source.notices),
         }
@@ -76,6 +81,9 @@ class Plan:
 
 def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=None) -> Plan:
     """Decides what becomes of every source tensor and where every leaf of ``specs`` comes from.
+
+    Where several rules lead to one place (a network that a checkpoint holds twice, or two sources
+    that both have it), the first that has its tensor fills it and the others' are compared.
 
     Args:
       dtype: what the leaves are wanted in; None = as in the source, then the layers of one leaf
@@ -87,20 +95,29 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
     """
     bindings = table.bind({path: spec.shape for path, spec in specs.items()})
     problems, steps = [], []
+    taken: set[tuple[str, int]] = set()
+    absent: dict[tuple[Slot, ...], list[str]] = {}
     for binding in bindings:
         present = [key for key in binding.keys if key in source.entries]
-        targets = " + ".join(map(str, binding.slots))
         if len(present) > 1:
+            targets = " + ".join(map(str, binding.slots))
             problems.append(f"two spellings of one tensor: {' and '.join(present)} -> {targets}")
+            taken |= _places(binding.slots)
         elif present:
             slots = _fitting(table, binding, source.entries[present[0]].shape)
             if isinstance(slots, str):
                 problems.append(f"shape: {present[0]} {slots}")
+                slots = binding.slots
             else:
-                steps.append(Step(present[0], binding, slots))
-        elif not all(table.initialised(slot.path) for slot in binding.slots):
-            wanted = " or ".join(binding.keys)
-            problems.append(f"missing from the source: {wanted} -> {targets}")
+                is_copy = _places(slots) <= taken
+                steps.append(Step(present[0], binding, slots, is_copy))
+            taken |= _places(slots)
+        else:
+            absent.setdefault(binding.slots, []).extend(binding.keys)
+    for slots, keys in absent.items():
+        if not (_places(slots) <= taken or all(table.initialised(slot.path) for slot in slots)):
+            targets = " + ".join(map(str, slots))
+            problems.append(f"missing from the source: {' or '.join(keys)} -> {targets}")
     known = {key for binding in bindings for key in binding.keys}
     ignored, ties = {}, []
     for key in source.entries.keys() - known:
@@ -158,6 +175,15 @@ def _remarks(source: Source, steps: Iterable[Step]) -> Iterator[str]:
             yield f"{step.key}: {remark}"
 
 
+def _places(slots: Iterable[Slot]) -> set[tuple[str, int]]:
+    """(path, row of the leaf) of all that ``slots`` cover."""
+    return {
+        (slot.path, row)
+        for slot in slots
+        for row in (range(*slot.shape[:1] or (1,)) if slot.row is None else (slot.row,))
+    }
+
+
 def _joined_shape(slots: Sequence[Slot]) -> Shape:
     if len(slots) == 1:
         return slots[0].shape
@@ -166,7 +192,7 @@ def _joined_shape(slots: Sequence[Slot]) -> Shape:
 
 def _mixed_dtypes(source: Source, steps: Iterable[Step]) -> Iterator[str]:
     seen: dict[str, set[str]] = {}
-    for step in steps:
+    for step in (step for step in steps if not step.is_copy):
         for slot in step.slots:
             seen.setdefault(slot.path, set()).add(str(source.entries[step.key].dtype))
     for path, names in seen.items():
@@ -226,7 +252,9 @@ def carry_out(
     for step in plan.steps:
         for slot in step.slots:
             left[slot.path] = left.get(slot.path, 0) + 1
-    for step in plan.steps:
+    # Module by module, so that few leaves are open at a time: what fills them, then its copies.
+    module = lambda step: step.slots[0].path.rsplit(".", 2)[0]  # noqa: E731  of q, k and v alike
+    for step in sorted(plan.steps, key=lambda step: (module(step), step.is_copy)):
         entry = plan.source.entries[step.key]
         try:
             whole = step.binding.op.forward(entry.load())
@@ -239,7 +267,8 @@ def carry_out(
             if slot.path not in open_leaves:
                 shape = plan.specs[slot.path].shape
                 open_leaves[slot.path] = np.empty(shape, np.dtype(dtype or entry.dtype))
-            _fill(open_leaves[slot.path], slot, piece, f"{plan.source.name}: {step.key}")
+            name = f"{plan.source.name}: {step.key}"
+            (_compare if step.is_copy else _fill)(open_leaves[slot.path], slot, piece, name)
             left[slot.path] -= 1
             if not left[slot.path]:
                 done[slot.path] = put(slot.path, open_leaves.pop(slot.path))
@@ -264,6 +293,20 @@ def _fill(leaf: np.ndarray, slot: Slot, piece: np.ndarray, name: str) -> None:
             [
                 f"numbers too large for {target.dtype} in {slot}; "
                 f"keep {piece.dtype} or take bfloat16"
+            ],
+        )
+
+
+def _compare(leaf: np.ndarray, slot: Slot, piece: np.ndarray, name: str) -> None:
+    """As far as the narrower of the two dtypes tells."""
+    there = leaf[...] if slot.row is None else leaf[slot.row]
+    narrow = min(there.dtype, piece.dtype, key=lambda dtype: dtype.itemsize)
+    if not np.array_equal(there.astype(narrow), piece.astype(narrow), equal_nan=True):
+        raise ConversionError(
+            name,
+            [
+                f"differs from the tensor that fills {slot}, though the two are copies of each "
+                "other: files of two models mixed, or one of them trained on?"
             ],
         )
 

@@ -57,10 +57,13 @@ def main(paths: list[Path]) -> int:
             failed += 1
             print(f"FAIL  {path}  {_brief(error)}")
         else:
-            parameters = sum(math.prod(source.entries[step.key].shape) for step in plan.steps)
+            read = [step for step in plan.steps if not step.is_copy]
+            parameters = sum(math.prod(source.entries[step.key].shape) for step in read)
+            copies = len(plan.steps) - len(read)
             ignored = f", {len(plan.ignored)} ignored by name" if plan.ignored else ""
+            ignored += f", {copies} second copies" if copies else ""
             print(
-                f"PASS  {path}  {kind.name}: {len(plan.steps)} of {len(source.entries)} "
+                f"PASS  {path}  {kind.name}: {len(read)} of {len(source.entries)} "
                 f"tensors read{ignored}, "
                 f"{parameters:,} parameters"
             )

@@ -3,7 +3,7 @@
 A folder holds what the original PyTorch code computed from tiny random weights:
 ``state.safetensors`` (original key names), ``io.safetensors`` (inputs, intermediates, outputs,
 gradients) and ``config.json``. Which system it is of is told by its content; any sizes will do. The
-state goes through the same tables as a real checkpoint.
+state goes through the same tables as a real checkpoint. Recordings of texts are one JSON file.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from conversion.engine import ConversionError
 from conversion.io import Source, SourceError, read
-from conversion.recordings import decoding, lavis, lmeye
+from conversion.recordings import cheetor, decoding, lavis, lmeye, minigpt4, prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Case:
       fits: (config, keys of the state; or, where there is none, names of what is recorded) ->
         whether this is one.
       compute: (config, state or None, recorded tensors) -> (name -> `Ours`, name -> why it is not
-        compared, remarks).
+        compared, remarks). What is computed in another way besides is ``name, HOW``.
     """
 
     name: str
@@ -43,7 +43,27 @@ CASES = (
     Case("decoding rules of transformers 4.28", decoding.is_rules, decoding.rules),
     Case("EVA ViT of LAVIS", lavis.is_eva_vit, lavis.eva_vit),
     Case("Q-Former of LAVIS", lavis.is_qformer, lavis.qformer),
+    Case("MiniGPT-4, a batch of training", minigpt4.is_minigpt4, minigpt4.train),
+    Case("Cheetor", cheetor.is_cheetor, cheetor.cases),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """A kind of recording without numbers: one JSON file.
+
+    Attributes:
+      name: for people.
+      fits: what the file holds -> whether this is one.
+      compute: what it holds -> (case, ours, recorded) of each case.
+    """
+
+    name: str
+    fits: Callable[[Mapping], bool]
+    compute: Callable[[Mapping], list[tuple[str, str, str]]]
+
+
+TEXTS = (Texts("Cheetor's prompts", prompts.is_cheetor, prompts.cheetor),)
 
 
 def main(paths: list[Path]) -> int:
@@ -70,6 +90,8 @@ def main(paths: list[Path]) -> int:
 def compare(folder: Path) -> bool:
     """Whether everything that can be compared agrees; prints what was compared and what was not,
     and why."""
+    if not (folder / "io.safetensors").exists():
+        return _compare_texts(folder)
     config = json.loads((folder / "config.json").read_text())
     recorded = load_file(folder / "io.safetensors")
     weights = folder / "state.safetensors"
@@ -89,21 +111,45 @@ def compare(folder: Path) -> bool:
         print(f"  note: {remark}")
     width = max(map(len, recorded))
     verdicts = []
+    compared = recorded.keys() - left_out.keys()
     for name in sorted(recorded):
         if name in left_out:
             print(f"  {name:{width}}  left out: {left_out[name]}")
         elif name not in ours:
             verdicts.append(False)
             print(f"  {name:{width}}  FAIL: recorded, but nothing of ours is compared with it")
-        else:
-            good, text = ours[name].against(recorded[name])
-            verdicts.append(good)
-            print(f"  {name:{width}}  {text}  {'ok' if good else 'FAIL'}")
-    unrecorded = sorted(ours.keys() - recorded.keys())
-    for name in unrecorded:
-        print(f"  {name:{width}}  not recorded here")
+        for key, one in ours.items():
+            if key.partition(",")[0] == name in compared:
+                good, text = one.against(recorded[name])
+                verdicts.append(good)
+                print(f"  {key:{width}}  {text}  {'ok' if good else 'FAIL'}")
+    for key in sorted(key for key in ours if key.partition(",")[0] not in recorded):
+        print(f"  {key:{width}}  not recorded here")
     print(
         f"  {sum(verdicts)} of {len(verdicts)} agree; "
-        f"{len(verdicts)} of {len(recorded)} tensors compared"
+        f"{len(compared)} of {len(recorded)} tensors compared"
     )
+    return all(verdicts) and bool(verdicts)
+
+
+def _compare_texts(folder: Path) -> bool:
+    """As `compare`, one line for each text."""
+    files = sorted(folder.glob("*.json"))
+    for file in files:
+        values = json.loads(file.read_text())
+        if kind := next((kind for kind in TEXTS if kind.fits(values)), None):
+            break
+    else:
+        raise ValueError(
+            f"no recording: neither io.safetensors nor a JSON file of a kind that is known "
+            f"({', '.join(kind.name for kind in TEXTS)}); in it: "
+            f"{', '.join(path.name for path in files) or 'no JSON file'}"
+        )
+    print(f"\n{file}: {kind.name}")
+    verdicts = []
+    for name, ours, recorded in kind.compute(values):
+        verdicts.append(ours == recorded)
+        wrong = "" if verdicts[-1] else f"\n    ours     {ours!r}\n    recorded {recorded!r}"
+        print(f"  {name}  {'ok' if verdicts[-1] else 'FAIL'}{wrong}")
+    print(f"  {sum(verdicts)} of {len(verdicts)} agree")
     return all(verdicts) and bool(verdicts)

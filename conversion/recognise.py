@@ -15,7 +15,7 @@ from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
 from conversion.rules import Table
-from conversion.tables import blip2, eva_vit, lmeye
+from conversion.tables import blip2, cheetor, eva_vit, lmeye, minigpt4
 from conversion.tables.clip import CLIP, VISION
 from conversion.tables.llama import LLAMA
 from mmjax.models.blip2 import Blip2, Blip2Config
@@ -24,7 +24,9 @@ from mmjax.models.eva_vit import EvaVit, EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.models.qformer import QFormerConfig
 from mmjax.nn.param import specs
+from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.minigpt4 import MiniGPT4, MiniGPT4Config
 
 Shapes = Mapping[str, Shape]
 
@@ -178,20 +180,33 @@ def qformer_sizes(shapes: Shapes, *, layers: str, words: str) -> QFormerConfig:
     )
 
 
-def lavis_qformer_sizes(shapes: Shapes) -> QFormerConfig:
-    """Of a BLIP-2 file of LAVIS."""
-    bert = "Qformer.bert."
+def lavis_qformer_sizes(shapes: Shapes, prefix: str = "") -> QFormerConfig:
+    """Of a BLIP-2 file of LAVIS; ``prefix`` stands before ``Qformer.``."""
+    bert = f"{prefix}Qformer.bert."
     config = qformer_sizes(shapes, layers=f"{bert}encoder.layer.", words=f"{bert}embeddings.")
-    head = "Qformer.cls.predictions.bias" in shapes
+    head = f"{prefix}Qformer.cls.predictions.bias" in shapes
     return dataclasses.replace(config, text_head=head and config.vocab_size > 0)
 
 
 def blip2_bridge_sizes(shapes: Shapes) -> Blip2Config:
     qformer = lavis_qformer_sizes(shapes)
+    return _blip2_around(qformer, num_queries=_shape(shapes, 3, "query_tokens")[1])
+
+
+def _blip2_around(qformer: QFormerConfig, *, num_queries: int = 1) -> Blip2Config:
+    """One of which the tower does not matter."""
     small = dict(image_size=1, patch_size=1, num_layers=1, mlp_dim=1, num_heads=1)
+    vision = EvaVitConfig(embed_dim=qformer.image_dim, **small)
+    return Blip2Config(vision=vision, qformer=qformer, num_queries=num_queries)
+
+
+def lavis_blip2_sizes(shapes: Shapes) -> Blip2Config:
+    """Of a whole model of LAVIS, tower included."""
+    names = ("", "llama_model.model.")  # Cheetor has its Q-Former twice, or under either name
+    has = lambda name: f"{name}Qformer.bert.embeddings.LayerNorm.weight" in shapes  # noqa: E731
     return Blip2Config(
-        vision=EvaVitConfig(embed_dim=qformer.image_dim, **small),
-        qformer=qformer,
+        vision=eva_vit_sizes(_below("visual_encoder.", shapes)),
+        qformer=lavis_qformer_sizes(shapes, next(filter(has, names), "")),
         num_queries=_shape(shapes, 3, "query_tokens")[1],
     )
 
@@ -239,23 +254,63 @@ def _llama_around(embed_dim: int) -> LlamaConfig:
 
 
 def lmeye_full_sizes(shapes: Shapes) -> LMEyeConfig:
-    def below(prefix: str) -> Shapes:
-        return {
-            key.removeprefix(prefix): shape
-            for key, shape in shapes.items()
-            if key.startswith(prefix)
-        }
-
     return dataclasses.replace(
         lmeye_net_sizes(shapes),
-        language=llama_sizes(below("llm.")),
-        clip=clip_sizes(below("clip.")),
+        language=llama_sizes(_below("llm.", shapes)),
+        clip=clip_sizes(_below("clip.", shapes)),
     )
+
+
+def _below(prefix: str, shapes: Shapes) -> Shapes:
+    return {
+        key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
+    }
+
+
+def minigpt4_trained_sizes(shapes: Shapes) -> MiniGPT4Config:
+    d, width = _shape(shapes, 2, "llama_proj.weight")
+    qformer = QFormerConfig(num_layers=1, embed_dim=width, mlp_dim=1, num_heads=1, image_dim=1)
+    return MiniGPT4Config(language=_llama_around(d), blip2=_blip2_around(qformer))
+
+
+def minigpt4_full_sizes(shapes: Shapes) -> MiniGPT4Config:
+    language = llama_sizes(_below("llama_model.", shapes))
+    return MiniGPT4Config(language=language, blip2=lavis_blip2_sizes(shapes))
+
+
+def _cheetor_sizes(plain: MiniGPT4Config, shapes: Shapes) -> CheetorConfig:
+    """What is added to MiniGPT-4 has shapes that follow from it. Which layer looks again does not
+    show."""
+    num_queries = _shape(shapes, 3, "llama_model.model.query_tokens")[1]
+    blip2 = dataclasses.replace(plain.blip2, num_queries=num_queries)
+    return CheetorConfig(plain.language, blip2, update_layer=plain.language.num_layers // 2)
+
+
+def cheetor_trained_sizes(shapes: Shapes) -> CheetorConfig:
+    return _cheetor_sizes(minigpt4_trained_sizes(shapes), shapes)
+
+
+def cheetor_saved_sizes(shapes: Shapes) -> CheetorConfig:
+    config = cheetor_trained_sizes(shapes)
+    qformer = lavis_qformer_sizes(shapes, "llama_model.model.")
+    blip2 = _blip2_around(qformer, num_queries=config.blip2.num_queries)
+    return dataclasses.replace(config, blip2=blip2)
+
+
+def cheetor_full_sizes(shapes: Shapes) -> CheetorConfig:
+    return _cheetor_sizes(minigpt4_full_sizes(shapes), shapes)
 
 
 LMEYE_NET = Kind("lmeye stage 2 net", lmeye.NET, LMEye, lmeye_net_sizes)
 LMEYE_STAGE1 = Kind("lmeye stage 1 net", lmeye.NET_STAGE1, LMEye, lmeye_stage1_sizes)
 LMEYE_FULL = Kind("lmeye whole model", lmeye.FULL, LMEye, lmeye_full_sizes)
+MINIGPT4_TRAINED = Kind("minigpt4 trained part", minigpt4.TRAINED, MiniGPT4, minigpt4_trained_sizes)
+MINIGPT4_FULL = Kind("minigpt4 whole model", minigpt4.FULL, MiniGPT4, minigpt4_full_sizes)
+CHEETOR_TRAINED = Kind("cheetor trained part", cheetor.TRAINED, Cheetor, cheetor_trained_sizes)
+CHEETOR_SAVED = Kind(
+    "cheetor trained part and Q-Former", cheetor.SAVED, Cheetor, cheetor_saved_sizes
+)
+CHEETOR_FULL = Kind("cheetor whole model", cheetor.FULL, Cheetor, cheetor_full_sizes)
 KINDS = (
     Kind("llama", LLAMA, Llama, llama_sizes),
     Kind("clip", CLIP, Clip, clip_sizes),
@@ -266,6 +321,11 @@ KINDS = (
     LMEYE_NET,
     LMEYE_STAGE1,
     LMEYE_FULL,
+    MINIGPT4_TRAINED,
+    MINIGPT4_FULL,
+    CHEETOR_TRAINED,
+    CHEETOR_SAVED,
+    CHEETOR_FULL,
 )
 
 
@@ -277,22 +337,20 @@ def recognise(source: Source) -> tuple[Kind, object, Plan]:
     """
     if not source.entries:
         raise ConversionError(source.name, ["there are no tensors in it"])
-    ranked = sorted(KINDS, key=lambda kind: (-kind.num_consumed(source), len(kind.table.rules)))
+    known = {kind: consumed for kind in KINDS if (consumed := kind.num_consumed(source))}
     closest: ConversionError | None = None
-    for kind in (kind for kind in ranked if kind.num_consumed(source)):
+    for kind in sorted(known, key=lambda kind: (-known[kind], len(kind.table.rules))):
         try:
             return kind, *kind.check(source)
         except UnknownSizes as error:
-            problems = [
-                f"({kind.num_consumed(source)} of its {len(source.entries)} keys known) {error}"
-            ]
+            problems = [f"({known[kind]} of its {len(source.entries)} keys known) {error}"]
         except ConversionError as error:
             problems = error.problems
         problems = [f"as {kind.name}: {problem}" for problem in problems]
         closest = closest or ConversionError(source.name, problems)
     if closest is None:
-        known = "; ".join(kind.name for kind in KINDS)
+        tables = "; ".join(kind.name for kind in KINDS)
         raise ConversionError(
-            source.name, [f"no table knows any of its {len(source.entries)} keys; tables: {known}"]
+            source.name, [f"no table knows any of its {len(source.entries)} keys; tables: {tables}"]
         )
     raise closest

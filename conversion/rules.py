@@ -140,9 +140,13 @@ class Table:
 
     def reads(self, key: str) -> bool:
         """Whether some rule reads a key of this name (whatever the number of layers)."""
-        return any(
-            _pattern(spelling).fullmatch(key) for rule in self.rules for spelling in rule.spellings
-        )
+        return self._read.fullmatch(key) is not None
+
+    @functools.cached_property
+    def _read(self) -> re.Pattern[str]:
+        """Of all keys that are read; one pattern, since checkpoints and tables are long."""
+        spellings = (spelling for rule in self.rules for spelling in rule.spellings)
+        return re.compile("|".join(_pattern(spelling).pattern for spelling in spellings) or "(?!)")
 
     def ignored(self, key: str) -> str | None:
         """Why ``key`` is not read, or None."""
@@ -194,6 +198,11 @@ def segments(path: str, shapes: Mapping[str, Shape]) -> list[str]:
     while (leaf := f"{head}layers.{len(leaves)}.{tail}") in shapes:
         leaves.append(leaf)
     return leaves
+
+
+def same_paths(paths: Iterable[str], shapes: Mapping[str, Shape]) -> Table:
+    """For a source that is ours: its paths are the model's, however the stacks are cut."""
+    return Table(rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in paths))
 
 
 def _rows(path: str, shapes: Mapping[str, Shape]) -> list[Slot]:

@@ -8,16 +8,21 @@ import dataclasses
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from conversion.engine import ConversionError, Plan, Put, carry_out, plan, together
-from conversion.huggingface import NETWORKS, network_of
-from conversion.io import Source, read
-from conversion.rules import Rule, Table, segments
+from conversion.huggingface import NETWORKS, config_from_hf, network_of
+from conversion.io import Source, SourceError, read
+from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
 from mmjax.nn.param import ParamSpec
+from mmjax.systems.registry import SYSTEMS
+from mmjax.systems.system import config_from_dict
+
+Config = TypeVar("Config")
 
 
 def load_weights(
@@ -68,6 +73,28 @@ def plan_weights(
     return plan(*together(chosen), wanted, dtype=dtype)
 
 
+def config_of(where: str | Path, part: str, kind: type[Config]) -> Config:
+    """The config of a network of this ``kind`` in a folder: a Hugging Face folder's, an imported
+    network's, or that of the ``part`` of an imported system.
+
+    Raises:
+      SourceError: there is none.
+    """
+    folder = locate(where)
+    if is_imported(folder):
+        header = read_imported(folder).config
+        name, values = header["system"], header["model"]
+        if name in NETWORKS:
+            config = config_from_dict(NETWORKS[name].config, values)
+        else:
+            config = getattr(config_from_dict(SYSTEMS[name].Config, values), part, None)
+    else:
+        config = config_from_hf(folder)
+    if not isinstance(config, kind):
+        raise SourceError(f"{where}: holds no {part}")
+    return config
+
+
 def locate(where: str | Path) -> Path:
     """The folder that ``where`` means: a path, or ``asset:<folder below mmjax/assets>``."""
     name = str(where)
@@ -90,6 +117,4 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
         entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
         source, init = dataclasses.replace(source, entries=entries), ()
     shapes = {path: spec.shape for path, spec in below.items()}
-    return Table(
-        rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in source.entries), init=init
-    ), source
+    return same_paths(source.entries, shapes) + Table(init=init), source

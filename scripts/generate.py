@@ -65,7 +65,7 @@ def main(_) -> None:
         raise ValueError("--jsonl FILE and --out FILE go together")
     questions = JSONL.value and existing(JSONL.value)
     initialize()
-    model = load_model(Path(RUN.value), STAGE.value)
+    model = load_model(Path(RUN.value), STAGE.value, asked=example)
     takes_history = model.template.takes_history
     with jax.set_mesh(model.run.mesh):
         answerer = model.answerer(settings, BATCH_SIZE.value if questions else 1)

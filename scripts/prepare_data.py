@@ -1,13 +1,17 @@
 """Looks at data before training does, and computes what need not be computed again.
 
-python scripts/prepare_data.py check    --config configs/lmeye.py[:variant] [--out DIR]
-python scripts/prepare_data.py features --config configs/lmeye.py[:variant] --out DIR
-python scripts/prepare_data.py tfds     --data_dir DIR
+python scripts/prepare_data.py check       --config configs/lmeye.py[:variant] [--out DIR]
+python scripts/prepare_data.py features    --config configs/lmeye.py[:variant] --out DIR
+python scripts/prepare_data.py tfds        --data_dir DIR
+python scripts/prepare_data.py differences --attention MODULE:ATTRIBUTE --out DIR
 
-check     goes through all records: counts, broken pictures, overlong rows, token lengths, and a
-          page of samples with their loss masks; exit code 1 if training would stop
-features  the frozen tower's features of all pictures, for --config.features=DIR
-tfds      easy-VQA as a tensorflow-datasets data set, for tfds:easy_vqa?data_dir=DIR
+check        goes through all records: counts, broken pictures, overlong rows, token lengths, and a
+             page of samples with their loss masks; exit code 1 if training would stop
+features     the frozen tower's features of all pictures, for --config.features=DIR
+tfds         easy-VQA as a tensorflow-datasets data set, for tfds:easy_vqa?data_dir=DIR
+differences  pairs of pictures that differ in what a Q-Former ignores, and sentences that say it,
+             for jsonl:DIR/pairs.jsonl; of easy-VQA, or with parts of your own: segmenter, editor,
+             text model (mmjax/data/differences/plugins.py); exit code 1 if there is not one pair
 """
 
 import sys
@@ -17,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmjax import command
+from mmjax.data.differences.flags import build_from_flags, define_differences
 from mmjax.data.sources import easy_vqa_tfds
 from mmjax.train.check import check_data
 from mmjax.train.config import resolve
@@ -25,17 +30,24 @@ from mmjax.train.features import prepare_features
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/<system>.py[:variant]")
 OUT = flags.DEFINE_string("out", None, "folder for the results; runs/data-check for check")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "where tensorflow-datasets keeps data sets")
+define_differences()
 
 
 def main(argv: list[str]) -> None:
     what = argv[1] if len(argv) == 2 else ""
     needed = {"check": [CONFIG], "features": [CONFIG, OUT], "tfds": [DATA_DIR]}
+    needed["differences"] = [OUT]
     if what not in needed:
         raise ValueError(f"say what to do: one of {', '.join(needed)}; got {argv[1:] or 'nothing'}")
     if missing := [flag.name for flag in needed[what] if flag.value is None]:
         raise ValueError(f"{what} needs --{' and --'.join(missing)}")
     if what == "tfds":
         print(f"prepared: {easy_vqa_tfds.prepare(DATA_DIR.value)}")
+    elif what == "differences":
+        report = build_from_flags(Path(OUT.value))
+        print(report)
+        if not report.counts["made"]:
+            sys.exit(1)
     elif what == "features":
         store = prepare_features(resolve(CONFIG.value), Path(OUT.value))
         print(

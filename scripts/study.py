@@ -1,22 +1,39 @@
-"""What does the interaction bring? Trains a system and its control on several seeds, and prints one
-table.
+"""A paper's claim, put to the test: trains a system and its control on several seeds, and prints
+one table.
 
-python scripts/study.py [--seeds 0,1,2] [--workdir runs/study]
+    python scripts/study.py --study lmeye|minigpt4|cheetor [--seeds 0,1,2] [--workdir runs/study]
 
-withheld      the trained model, given zeros in place of the picture: a guard against leaks
-stage 1 only  the aligned model, asked without the interaction
-static        the control: same parameters, data and steps, but the request does not see the
-              question, so that the responses are static image tokens
-interaction   the paper's
+lmeye: what does the interaction bring?
+    withheld      the trained model, given zeros in place of the picture: a guard against leaks
+    stage 1 only  the aligned model, asked without the interaction
+    static        the control: same parameters, data and steps, but the request does not see the
+                  question, so that the responses are static image tokens
+    interaction   the paper's
+
+minigpt4: what does the linear layer bring?
+    withheld      the trained model, given zeros in place of the picture
+    stage 1 only  trained on captions alone
+    both stages   trained on questions, too
+
+cheetor: what does the second look bring, and what does knowing the question bring to it?
+    withheld      the trained model, given zeros in place of the pictures
+    stage 0 only  the aligned model, which looks once
+    switched off  the trained model, without its second look
+    unguided      the control: same parameters, data and steps, but what guides the second look is
+                  the first token, which has seen nothing
+    VPG-C         the paper's
 """
 
 import copy
+import dataclasses
+import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from mmjax import command
 from mmjax.evaluate.accuracy import Accuracy, compare
@@ -26,41 +43,104 @@ from mmjax.train.evaluation import evaluate, question_section
 from mmjax.train.features import picture_features
 from mmjax.train.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/lmeye.py")
-CONTROL = config_flags.DEFINE_config_file("control", "configs/lmeye.py:tiny-blind")
-SEEDS = flags.DEFINE_list("seeds", "0,1,2", "seeds of both trainings")
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """A row of the table.
+
+    Attributes:
+      run: which training it looks at, a key of `Study.runs`.
+      after: the number of the stage after which it looks; the last by default.
+      without_picture: whether zeros are shown.
+      template: what is different in the template when it is asked.
+    """
+
+    run: str
+    after: int = -1
+    without_picture: bool = False
+    template: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """``runs``: name -> variant of the config; ``rows``: of the table."""
+
+    config: str
+    runs: Mapping[str, str]
+    rows: Mapping[str, Test]
+
+
+STUDIES = {
+    "lmeye": Study(
+        "lmeye",
+        {"interaction": "tiny", "static": "tiny-blind"},
+        {
+            "withheld": Test("interaction", without_picture=True),
+            "stage 1 only": Test("interaction", after=0),
+            "static": Test("static"),
+            "interaction": Test("interaction"),
+        },
+    ),
+    "minigpt4": Study(
+        "minigpt4",
+        {"minigpt4": "tiny"},
+        {
+            "withheld": Test("minigpt4", without_picture=True),
+            "stage 1 only": Test("minigpt4", after=0),
+            "both stages": Test("minigpt4"),
+        },
+    ),
+    "cheetor": Study(
+        "cheetor",
+        {"vpgc": "tiny", "unguided": "tiny-unguided"},
+        {
+            "withheld": Test("vpgc", without_picture=True),
+            "stage 0 only": Test("vpgc", after=0),
+            "switched off": Test("vpgc", template={"guidance": "none"}),
+            "unguided": Test("unguided"),
+            "VPG-C": Test("vpgc"),
+        },
+    ),
+}
+
+STUDY = flags.DEFINE_enum("study", "lmeye", list(STUDIES), "whose claim")
+SEEDS = flags.DEFINE_list("seeds", "0,1,2", "seeds of all trainings")
 WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/study", "where the runs go; finished ones are not repeated"
+    "workdir", None, "where the runs go (runs/study-NAME); finished ones are not repeated"
 )
 
 
 def main(_) -> None:
-    rows: dict[str, list[Accuracy]] = {
-        "withheld": [],
-        "stage 1 only": [],
-        "static": [],
-        "interaction": [],
-    }
+    study = STUDIES[STUDY.value]
+    folder = Path(WORKDIR.value or f"runs/study-{STUDY.value}")
+    rows: dict[str, list[Accuracy]] = {name: [] for name in study.rows}
     for seed in SEEDS.value:
-        for name, config in (("interaction", CONFIG.value), ("static", CONTROL.value)):
-            plain = copy.deepcopy(resolve(config)) | {"seed": int(seed)}
-            workdir = Path(WORKDIR.value) / f"{name}-seed{seed}"
-            train(plain, workdir)
-            rows[name].append(test(workdir))
-            if name == "interaction":
-                rows["withheld"].append(test(workdir, without_picture=True))
-                rows["stage 1 only"].append(test(workdir, stage=plain["stages"][0]))
+        for name, variant in study.runs.items():
+            config = resolve(_config(study.config, variant))
+            train(copy.deepcopy(config) | {"seed": int(seed)}, folder / f"{name}-seed{seed}")
+        for name, test in study.rows.items():
+            rows[name].append(_accuracy(folder / f"{test.run}-seed{seed}", test))
     print("\n" + compare(rows))
     record = {name: [each.kinds for each in accuracies] for name, accuracies in rows.items()}
-    Path(WORKDIR.value, "study.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "study.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def test(workdir: Path, stage: str | None = None, *, without_picture: bool = False) -> Accuracy:
-    run, stage = load_run(workdir, stage)
+def _config(name: str, variant: str):
+    file = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def _accuracy(workdir: Path, test: Test) -> Accuracy:
+    stages = json.loads((workdir / "config.json").read_text())["stages"]
+    run, stage = load_run(workdir, stages[test.after])
     with jax.set_mesh(run.mesh):
         features = picture_features(run, workdir)
         section = question_section(run.config, stage)
-        return evaluate(run, run.params, section, features, without_picture=without_picture)[0]
+        section = section | {"template": section["template"] | dict(test.template)}
+        return evaluate(run, run.params, section, features, without_picture=test.without_picture)[0]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from conversion.io import Entry, Source
 from mmjax.data.batch import Batch
 from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
+from mmjax.models.blip2 import Blip2Config
 from mmjax.models.clip import ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.llama import LlamaConfig
+from mmjax.models.qformer import QFormerConfig
 from mmjax.nn.param import ParamSpec, specs
 from mmjax.parallel.sharding import replicated, resolve
 from mmjax.systems.lmeye import LMEyeConfig
@@ -45,6 +48,36 @@ def lmeye_config(**changes) -> LMEyeConfig:
     language = changes.pop("language", llama_config(added_rows=2))
     sizes = dict(language=language, clip=clip_config(), num_prompts=3, num_responses=2, dropout=0.0)
     return LMEyeConfig(**sizes | changes)
+
+
+def blip2_config(**changes) -> Blip2Config:
+    """Of three widths, as `clip_config`."""
+    sizes = dict(image_size=8, patch_size=4, num_layers=1, embed_dim=8, mlp_dim=16, num_heads=2)
+    bridge = dict(num_layers=3, embed_dim=12, mlp_dim=24, num_heads=3, image_dim=8)
+    networks = dict(vision=EvaVitConfig(**sizes), qformer=QFormerConfig(**bridge), num_queries=3)
+    return Blip2Config(**networks | changes)
+
+
+def picture_rows(count: int, *, vocab: int = 24, q: int = 3, guided: bool = False) -> list[Encoded]:
+    """Questions to one picture and their answers, as `PicturePrompt` lays them out."""
+    rng = np.random.default_rng(0)
+
+    def text(longest: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(3, vocab, rng.integers(1, longest + 1)))
+
+    guidance = ("guidance", 0) if guided else None
+    return [
+        Encoded(
+            [
+                Segment((1, *text(2))),
+                *(Segment((PAD,), slot=("media", i)) for i in range(q)),
+                Segment(text(4)),
+                Segment(text(1), slot=guidance),
+                Segment((*text(4), EOS), is_target=True),
+            ]
+        )
+        for _ in range(count)
+    ]
 
 
 def random_params(wanted: Mapping[str, ParamSpec], seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from conversion.engine import export, load
@@ -11,10 +10,12 @@ from conversion.huggingface import llama_from_hf
 from conversion.io import Source
 from conversion.recognise import lmeye_full_sizes, lmeye_stage1_sizes
 from conversion.recordings import Ours, Replayed
+from conversion.recordings.layout import sequence
+from conversion.recordings.training import loss_and_grads
 from conversion.rules import Init, Table
 from conversion.tables.llama import LLAMA
 from conversion.tables.lmeye import FULL, NET, NET_STAGE1
-from mmjax.data.batch import Batch, Sequence
+from mmjax.data.batch import Batch
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
 from mmjax.nn.param import Params, merge, specs
@@ -43,13 +44,13 @@ def align(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) ->
     tokens = recorded["llm_text_input"]
     first = np.full(tokens.shape, -1, np.int32)
     first[:, 0] = 0
-    target = _sequence(tokens, recorded["llm_attention_mask"], {"media": first}, recorded["labels"])
+    target = sequence(tokens, recorded["llm_attention_mask"], {"media": first}, recorded["labels"])
     batch = Batch(np.arange(len(tokens)), target, features=recorded["clip_img_input"][:, None])
     attended = recorded["llm_attention_mask"] > 0
 
     model = merge(system, params)
     output = model.hidden(batch)
-    loss, grads = _loss_and_grads(
+    loss, grads = loss_and_grads(
         system, params, batch, ("image_linear.kernel", "image_linear.bias", "image_embedding")
     )
     ours = {
@@ -72,7 +73,7 @@ def instruct(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray])
     batch = _two_texts(recorded, special)
     output = model.hidden(batch)
     aux = output.aux
-    loss, grads = _loss_and_grads(system, params, batch, _trained(params))
+    loss, grads = loss_and_grads(system, params, batch, _trained(params))
     first, second = (
         recorded[name] > 0 for name in ("pre_llm_attention_mask", "llm_attention_mask")
     )
@@ -113,8 +114,8 @@ def _generated(
     v = model.clip.visual_projection(model.clip.vision(pixels)[1])
     tokens = recorded["gen_input_ids"]
     mask = np.ones_like(tokens)
-    first = _sequence(tokens, mask, _slots(tokens, special, "request"))
-    second = _sequence(tokens, mask, _slots(tokens, special, "response"))
+    first = sequence(tokens, mask, _slots(tokens, special, "request"))
+    second = sequence(tokens, mask, _slots(tokens, special, "response"))
     batch = Batch(np.zeros(1, np.int32), second, request=first, features=v[:, None])
     output = model.hidden(batch)
     ids = recorded["gen_output_ids"]
@@ -177,24 +178,15 @@ def _trained(params: Params) -> tuple[str, ...]:
     return tuple(path for path in params if not path.startswith(("clip.", "language.")))
 
 
-def _loss_and_grads(system: LMEye, params: Params, batch: Batch, trained: tuple[str, ...]):
-    def loss(trainable: Params):
-        total, weight, _ = merge(system, params | trainable).loss(batch)
-        return total / weight
-
-    value, grads = jax.jit(jax.value_and_grad(loss))({path: params[path] for path in trained})
-    return np.asarray(value)[None], {path: np.asarray(grad) for path, grad in grads.items()}
-
-
 def _two_texts(recorded: Mapping[str, np.ndarray], special: Mapping) -> Batch:
     """Training as upstream lays it out: two texts that share no prefix, pads on the right."""
     first, second = recorded["pre_llm_text_input"], recorded["llm_text_input"]
     return Batch(
         row_id=np.arange(len(first)),
-        request=_sequence(
+        request=sequence(
             first, recorded["pre_llm_attention_mask"], _slots(first, special, "request")
         ),
-        target=_sequence(
+        target=sequence(
             second,
             recorded["llm_attention_mask"],
             _slots(second, special, "response"),
@@ -213,25 +205,3 @@ def _slots(tokens: np.ndarray, special: Mapping, name: str) -> dict[str, np.ndar
         "media": np.where(tokens == special["<img>"], 0, -1).astype(np.int32),
         name: np.where(here, row, -1).astype(np.int32),
     }
-
-
-def _sequence(
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    slots: dict[str, np.ndarray],
-    labels: np.ndarray | None = None,
-) -> Sequence:
-    """Hugging Face's ids, mask and labels (-100 = not predicted) in our terms; labels are
-    shifted."""
-    b, t = tokens.shape
-    ahead = np.full((b, t), -100)
-    if labels is not None:
-        ahead[:, :-1] = labels[:, 1:]
-    return Sequence(
-        tokens=tokens.astype(np.int32),
-        positions=np.tile(np.arange(t, dtype=np.int32), (b, 1)),
-        segments=mask.astype(np.int32),
-        targets=np.maximum(ahead, 0).astype(np.int32),
-        weights=(ahead >= 0).astype(np.float32),
-        slots=slots,
-    )

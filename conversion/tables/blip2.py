@@ -6,10 +6,20 @@ from conversion.rules import Ignore, Rule, Table
 from conversion.tables import eva_vit, qformer
 from conversion.tables.torch_layers import norm
 
-# What MiniGPT-4 and Cheetor take from a BLIP-2 file of LAVIS: all but the tower.
-BRIDGE = Table(
-    rules=(Rule("query_tokens", "queries", Squeeze()), *norm("ln_vision", "norm"))
-) + qformer.LAVIS.under(source_prefix="Qformer.", path_prefix="qformer.")
+
+def bridge(cross_every: int = qformer.CROSS_EVERY) -> Table:
+    """What MiniGPT-4 and Cheetor take from a BLIP-2 file of LAVIS: all but the tower."""
+    own = Table(rules=(Rule("query_tokens", "queries", Squeeze()), *norm("ln_vision", "norm")))
+    table = qformer.lavis(cross_every)
+    return own + table.under(source_prefix="Qformer.", path_prefix="qformer.")
+
+
+def lavis(cross_every: int = qformer.CROSS_EVERY) -> Table:
+    tower = eva_vit.EVA.under(source_prefix="visual_encoder.", path_prefix="vision.")
+    return tower + bridge(cross_every)
+
+
+BRIDGE, LAVIS = bridge(), lavis()
 
 # The file holds more; a table to add where it is read for a model without the text branch.
 BRIDGE_FILE_REST = Table(
@@ -25,17 +35,21 @@ BRIDGE_FILE_REST = Table(
     )
 )
 
-LAVIS = eva_vit.EVA.under(source_prefix="visual_encoder.", path_prefix="vision.") + BRIDGE
-
-HF = (
+HF_SEEING = (
     eva_vit.HF.under(source_prefix="vision_model.", path_prefix="vision.")
     + qformer.HF.under(source_prefix="qformer.", path_prefix="qformer.")
-    + qformer.HF_TEXT.under(path_prefix="qformer.")
     + Table(
         rules=(
             Rule("query_tokens", "queries", Squeeze()),
             *norm("vision_model.post_layernorm", "norm"),
-        ),
+        )
+    )
+)
+
+HF = (
+    HF_SEEING
+    + qformer.HF_TEXT.under(path_prefix="qformer.")
+    + Table(
         ignore=(
             Ignore(
                 r"language_(model|projection)\..*",

@@ -61,7 +61,8 @@ class Batch:
       target: what is predicted.
       prefix: what comes before request and target, left-padded, or None.
       request: what the first of two passes reads after the prefix, or None.
-      frames: uint8[b f H W 3] pictures and video frames, or None.
+      frames: uint8[b f H W 3] pictures and video frames, or None; rows may have fewer than f, zeros
+        fill them up, and no slot asks for these.
       frame_item: i32[b f], the media item that a frame belongs to; -1 pads.
       frame_time: i32[b f], the frame's number in its video; -1 for a still picture.
       features: the frozen tower's output [b f ...] in place of ``frames``, or None.
@@ -77,9 +78,31 @@ class Batch:
     features: Array | None = None
 
 
-def with_pictures(batch: Batch, frames: np.ndarray) -> Batch:
-    """``batch`` with still pictures uint8[b f H W 3], each a media item of its own."""
-    item = np.tile(np.arange(frames.shape[1], dtype=np.int32), (len(frames), 1))
+def with_pictures(batch: Batch, rows: list[np.ndarray], places: int) -> Batch:
+    """``batch`` with still pictures, each a media item of its own: ``rows`` are uint8[n H W 3] with
+    n <= ``places``, which is f."""
+    counts = np.array([len(row) for row in rows])
+    index = np.arange(places, dtype=np.int32)
+    item = np.where(index < counts[:, None], index, np.int32(-1))
     return dataclasses.replace(
-        batch, frames=frames, frame_item=item, frame_time=np.full_like(item, -1)
+        batch,
+        frames=stack_padded(rows, places),
+        frame_item=item,
+        frame_time=np.full_like(item, -1),
     )
+
+
+def stack_padded(rows: list[np.ndarray], places: int) -> np.ndarray:
+    """Rows [n ...] of different n <= ``places`` -> [b places ...], zeros after the last of each."""
+    stacked = np.zeros((len(rows), places, *rows[0].shape[1:]), rows[0].dtype)
+    for row, given in zip(stacked, rows, strict=True):
+        row[: len(given)] = given
+    return stacked
+
+
+def with_slot(sequence: Sequence, name: str) -> Sequence:
+    """``sequence`` with the slots ``name``, empty if it has none: batches whose rows happen to need
+    none are then read by the same program as the others."""
+    empty = np.full_like(sequence.tokens, -1)
+    slots = {name: empty} | sequence.slots
+    return dataclasses.replace(sequence, slots={each: slots[each] for each in sorted(slots)})

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import load_image
 from mmjax.data.pipeline import READ_OPTIONS, Pipeline, Word
 from mmjax.data.sequence import PARTS, Lengths
 
@@ -19,9 +19,9 @@ LENGTH_HEAD = ("tokens", "50 %", "90 %", "99 %", "longest", "limit")
 class Pictures:
     """Which pictures can be used; each is decoded once, however many records show it."""
 
-    def __init__(self, image_size: int | None, features: FeatureStore | None):
+    def __init__(self, features: FeatureStore | None):
         """``features`` stand for the pictures that are in the store."""
-        self._size, self._features = image_size, features
+        self._features = features
         self._reasons: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -42,7 +42,7 @@ class Pictures:
             if self._features is not None:
                 self._features[[media.key]]
             else:
-                clip_preprocess(load_image(media), self._size)
+                load_image(media)
         except BadSample as error:
             return error.reason if error.source == media.key else str(error)
         return ""

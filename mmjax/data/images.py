@@ -1,4 +1,9 @@
-"""Decoding pictures safely, and CLIP's preprocessing.
+"""Decoding pictures safely, and making the squares of them that a tower takes.
+
+    preparation   what is kept                              of whom
+    clip          the middle, sides in proportion           CLIP; LMEye
+    squash        everything, sides not in proportion       LAVIS in evaluation; MiniGPT-4, Cheetor
+    crop          a random part, nearly in proportion       LAVIS in training; the same two
 
 Whatever is wrong with a picture comes out as `BadSample`, which names the file and the cause;
 nothing here changes Pillow's global settings. Channels are treated as the original projects treat
@@ -7,6 +12,7 @@ where Pillow would clip it.
 """
 
 import io
+import math
 import stat
 import struct
 import zlib
@@ -15,12 +21,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmjax.data.example import BadSample, Media
 
 T = TypeVar("T")
 
+PREPARATIONS = ("clip", "squash", "crop")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 2**20
@@ -61,6 +68,67 @@ def load_image(media: Media) -> Image.Image:
             name, None, f"the picture is damaged or cut short ({_say(error)})"
         ) from error
     return ImageOps.mirror(image) if media.mirrored else image
+
+
+def prepare(
+    media: Media, size: int, preparation: str = "clip", draw: np.random.Generator | None = None
+) -> np.ndarray:
+    """Decodes a picture and makes uint8[size size 3] of it.
+
+    Args:
+      preparation: one of `PREPARATIONS`.
+      draw: where ``crop`` takes its part from; only with it.
+
+    Raises:
+      BadSample: see `load_image`.
+      ValueError: no such preparation; ``crop`` without ``draw``.
+    """
+    check_preparation(preparation)
+    image = load_image(media)
+    if preparation == "clip":
+        return clip_preprocess(image, size)
+    if preparation == "squash":
+        return squash(image, size)
+    if draw is None:
+        raise ValueError("preparation 'crop' draws its part of a picture: give draw")
+    return squash(image.crop(crop_box(*image.size, draw)), size)
+
+
+def check_preparation(preparation: str) -> None:
+    """Raises ValueError if there is none of this name."""
+    if preparation not in PREPARATIONS:
+        raise ValueError(
+            f"preparation is {preparation!r}, it must be one of {', '.join(PREPARATIONS)}"
+        )
+
+
+def squash(image: Image.Image, size: int) -> np.ndarray:
+    """All of the picture, whatever its shape: uint8[size size 3], as torchvision's
+    ``Resize((size, size), BICUBIC)`` makes it."""
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def crop_box(width: int, height: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random part of a picture, (left, top, right, bottom), by the algorithm of torchvision's
+    `RandomResizedCrop` with LAVIS's numbers (MiniGPT-4 reference, section 6): half to all of the
+    area, width to height of 3/4 to 4/3. If ten draws do not fit, the middle, as large as it can be.
+    """
+    lowest, highest = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * draw.uniform(0.5, 1.0)
+        ratio = math.exp(draw.uniform(math.log(lowest), math.log(highest)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(draw.integers(height - h, endpoint=True))
+            left = int(draw.integers(width - w, endpoint=True))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < lowest:
+        h = round(width / lowest)
+    elif width / height > highest:
+        w = round(height * highest)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def clip_preprocess(image: Image.Image, size: int) -> np.ndarray:
@@ -120,4 +188,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _say(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text has an address of the memory
+        return "its beginning is none of theirs"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

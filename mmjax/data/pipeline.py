@@ -15,10 +15,10 @@ from typing import Literal
 import grain
 import numpy as np
 
-from mmjax.data.batch import Batch, Sequence, with_pictures
+from mmjax.data.batch import Batch, Sequence, stack_padded, with_pictures, with_slot
 from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import check_preparation, prepare
 from mmjax.data.mixture import weighted_order
 from mmjax.data.sequence import PARTS, Lengths, Overlong, assemble, fit
 from mmjax.data.sources import Source
@@ -52,6 +52,8 @@ class Pipeline:
         seed: int,
         *,
         image_size: int | None = None,
+        pictures: int = 1,
+        preparation: str = "clip",
         features: FeatureStore | None = None,
         weights: Mapping[str, float] | None = None,
         overlong: Literal["drop", "truncate_text", "error"] = "drop",
@@ -69,6 +71,10 @@ class Pipeline:
           batch_size: rows of the global batch, over all hosts.
           seed: of the order.
           image_size: side of the square frames; needed for pictures unless ``features`` are given.
+          pictures: places for them in each row (f); rows with fewer are filled up, rows with more
+            are overlong.
+          preparation: how frames are made of pictures, see `mmjax.data.images`. What ``crop`` keeps
+            depends on ``seed`` and the row's position in the order alone; it is for training.
           features: in place of frames.
           weights: sampling weight of each kind of record, see `weighted_order`; None takes all
             alike.
@@ -92,9 +98,16 @@ class Pipeline:
             )
         if weights is not None and not shuffle:
             raise ValueError("sampling weights need shuffle=True")
+        check_preparation(preparation)
+        if preparation == "crop" and (generating or features is not None):
+            raise ValueError(
+                "preparation 'crop' shows another part of a picture each time: it does not go with "
+                "stored features, nor with questions to be scored (give 'clip' or 'squash')"
+            )
         self.source, self.tokenizer = source, tokenizer
         self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
+        self._pictures, self._preparation, self._seed = pictures, preparation, seed
         self._overlong, self._generating = overlong, generating
         self._host = host
         in_order = grain.MapDataset.range(len(source)).repeat()
@@ -147,7 +160,14 @@ class Pipeline:
         the last record. Copies' examples are None; look into `quarantine` afterwards. ``row_id`` is
         the number of the record that a row shows. All hosts give equally many batches, or none if
         no record can be used.
+
+        Raises:
+          ValueError: pictures are cropped at random, which is for training.
         """
+        if self._preparation == "crop":
+            raise ValueError(
+                f"{self.source.name} is to be evaluated: preparation must be clip or squash"
+            )
         number = len(self.source)
         beyond = BadSample(self.source.name, None, "after the last record")
         records = [
@@ -190,7 +210,7 @@ class Pipeline:
         for attempt in range(_ATTEMPTS):
             other = zlib.crc32(f"{position}/{attempt}".encode())
             record = self._order[other if attempt else position]
-            row = self._loaded_or_reason(record, step=position // self._batch_size + 1)
+            row = self._loaded_or_reason(record, position)
             if isinstance(row, _Row):
                 return row
             if len(self._bad) > self.max_bad:
@@ -199,15 +219,17 @@ class Pipeline:
                 )
         raise self._too_bad(f"{_ATTEMPTS} records drawn for one row, and none can be used")
 
-    def _loaded_or_reason(self, record: int, step: int | None = None) -> "_Row | BadSample":
-        """The row of a record, or why there is none (which is then in quarantine)."""
+    def _loaded_or_reason(self, record: int, position: int | None = None) -> "_Row | BadSample":
+        """The row of a record, wanted at ``position`` of the order, or why there is none (which is
+        then in quarantine)."""
         example = None
         try:
             example = self.source[record]
-            return self._load(example)
+            return self._load(example, position)
         except BadSample as error:
             if self._overlong == "error" and isinstance(error, Overlong):
                 raise
+            step = None if position is None else position // self._batch_size + 1
             self._note(record, example, error, step)
             return error
 
@@ -248,33 +270,62 @@ class Pipeline:
         return {part: words(text, 0, self.tokenizer) for part, text in texts if text is not None}
 
     def _fit(self, encoded: Encoded, example: Example) -> Encoded:
-        truncate = self._overlong == "truncate_text"
-        return fit(encoded, self.lengths, name=example.id, truncate_text=truncate)
-
-    def _load(self, example: Example) -> "_Row":
-        encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
-        encoded = self._fit(encoded, example)
-        if not encoded.media:
-            return _Row(example, encoded, None)
-        if self._features is not None:
-            return _Row(example, encoded, self._features[[media.key for media in encoded.media]])
-        if self._image_size is None:
+        if encoded.media and not self._sees:
             raise ValueError(
                 f"{self.source.name} has pictures: give image_size, or features computed before"
             )
-        frames = [clip_preprocess(load_image(media), self._image_size) for media in encoded.media]
-        return _Row(example, encoded, np.stack(frames))
+        return fit(
+            encoded,
+            self.lengths,
+            name=example.id,
+            truncate_text=self._overlong == "truncate_text",
+            pictures=self._pictures,
+        )
+
+    @property
+    def _sees(self) -> bool:
+        """Whether rows have places for pictures."""
+        return self._image_size is not None or self._features is not None
+
+    def _load(self, example: Example, position: int | None) -> "_Row":
+        encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
+        encoded = self._fit(encoded, example)
+        if not self._sees:
+            return _Row(example, encoded, None)
+        if self._features is not None:
+            return _Row(example, encoded, self._features[[media.key for media in encoded.media]])
+        size, how = self._image_size, self._preparation
+        draw = np.random.default_rng([self._seed, position]) if how == "crop" else None
+        frames = [prepare(media, size, how, draw) for media in encoded.media]
+        none = np.zeros((0, size, size, 3), np.uint8)
+        return _Row(example, encoded, np.stack(frames) if frames else none)
 
     def _batch(self, rows: list["_Row"], row_id: range | list[int]) -> Batch:
-        encoded = [row.encoded for row in rows]
+        encoded = self._template.together([row.encoded for row in rows])
         prefix, request, target = assemble(encoded, self.lengths, self.tokenizer.pad_id)
         batch = Batch(np.array(row_id, np.int64), target, prefix, request)
-        if rows[0].pictures is None:
+        if not self._sees or not self._pictures:
             return batch
-        pictures = np.stack([row.pictures for row in rows])  # [b f ...]
+        batch = self._with_media_slots(batch, encoded)
+        pictures = [row.pictures for row in rows]
         if self._features is not None:
-            return dataclasses.replace(batch, features=pictures)
-        return with_pictures(batch, pictures)
+            return dataclasses.replace(batch, features=stack_padded(pictures, self._pictures))
+        return with_pictures(batch, pictures, self._pictures)
+
+    def _with_media_slots(self, batch: Batch, rows: list[Encoded]) -> Batch:
+        """``batch`` with slots for pictures even if no row here has one: its structure must not
+        depend on which rows happen to meet, on this host or another one."""
+        if all(row.media for row in rows):
+            return batch
+        home = "target" if batch.prefix is None else "prefix"
+        for part in PARTS:
+            if part != home and "media" in getattr(getattr(batch, part), "slots", ()):
+                raise ValueError(
+                    f"{type(self._template).__name__} puts pictures into the {part}: a template "
+                    "that takes rows without pictures must keep them in the prefix, or, where it "
+                    "has none, in the target (see `mmjax.data.templates.Template`)"
+                )
+        return dataclasses.replace(batch, **{home: with_slot(getattr(batch, home), "media")})
 
     def _too_bad(self, what: str) -> ValueError:
         bad = self.quarantine
@@ -295,7 +346,7 @@ def bad_limit(num_records: int, fraction: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A loaded record; pictures are frames uint8[f H W 3], features [f ...], or None."""
+    """A loaded record; pictures are frames uint8[n H W 3], features [n ...], or None."""
 
     example: Example
     encoded: Encoded
@@ -307,7 +358,7 @@ def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
 
     prefix   <s> image : <media 0> what shape is present ?
     request  <request 0>
-    target   <response 0> <response 1> answer : [circle] [</s>]
+    target   <response 0-4> answer : [circle] [</s>]
     """
     lines = [f"row {int(batch.row_id[row])}"]
     for part in PARTS:
@@ -323,7 +374,7 @@ class Word:
     """A token or a slot of a row as people read it.
 
     Attributes:
-      text: the vocabulary's spelling, or the slot's name and row in angle brackets.
+      text: the vocabulary's spelling, or the name and row (rows) of slots in angle brackets.
       weight: in the loss, of the prediction of this token; 0 where it is given.
       is_slot: whether a system fills it in.
     """
@@ -339,14 +390,24 @@ class Word:
 
 
 def words(sequence: Sequence, row: int, tokenizer: Tokenizer) -> list[Word]:
-    """A row of ``sequence`` without its padding."""
+    """A row of ``sequence`` without its padding; slots in a row, as those of a picture, are one."""
     tokens, segments, weights = (
         np.asarray(values)[row] for values in (sequence.tokens, sequence.segments, sequence.weights)
     )
     slots = {name: np.asarray(rows)[row] for name, rows in sequence.slots.items()}
-    found = []
+    found, run = [], None  # run: (name, first row, row after the last) of the slots just before
     for t in np.flatnonzero(segments):
-        slot = next((f"<{name} {rows[t]}>" for name, rows in slots.items() if rows[t] >= 0), None)
-        text = tokenizer.token(tokens[t]) if slot is None else slot
-        found.append(Word(text, float(weights[t - 1]) if t else 0.0, slot is not None))
+        weight = float(weights[t - 1]) if t else 0.0
+        slot = next((name for name, rows in slots.items() if rows[t] >= 0), None)
+        if slot is None:
+            run = None
+            found.append(Word(tokenizer.token(tokens[t]), weight, is_slot=False))
+            continue
+        table_row = int(slots[slot][t])
+        if run is not None and run[0] == slot and run[2] == table_row:
+            run = (slot, run[1], table_row + 1)
+            found[-1] = Word(f"<{slot} {run[1]}-{table_row}>", weight, is_slot=True)
+        else:
+            run = (slot, table_row, table_row + 1)
+            found.append(Word(f"<{slot} {table_row}>", weight, is_slot=True))
     return found

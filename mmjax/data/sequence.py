@@ -30,11 +30,18 @@ class Lengths:
 
 
 class Overlong(BadSample):
-    """A row that is longer than its batch's static lengths."""
+    """A row that is longer than its batch's static lengths, or has more pictures than places."""
 
 
-def fit(encoded: Encoded, lengths: Lengths, *, name: str, truncate_text: bool = False) -> Encoded:
-    """``encoded`` if it fits ``lengths``.
+def fit(
+    encoded: Encoded,
+    lengths: Lengths,
+    *,
+    name: str,
+    truncate_text: bool = False,
+    pictures: int | None = None,
+) -> Encoded:
+    """``encoded`` if it fits ``lengths`` and has no more than ``pictures`` (None: any number).
 
     With ``truncate_text``, the end of the longest run of plain text is cut from a text that is too
     long: never a slot, never a token to be predicted, never the whole run.
@@ -42,7 +49,7 @@ def fit(encoded: Encoded, lengths: Lengths, *, name: str, truncate_text: bool = 
     Raises:
       Overlong: it does not fit (or cannot be made to); ``name`` is the sample's.
     """
-    changed, problems = {}, []
+    changed, problems, limits = {}, [], []
     for part in PARTS:
         segments, limit = getattr(encoded, part), getattr(lengths, part)
         excess = sum(len(segment.ids) for segment in segments or ()) - limit
@@ -51,13 +58,17 @@ def fit(encoded: Encoded, lengths: Lengths, *, name: str, truncate_text: bool = 
         shorter = _cut(segments, excess) if truncate_text else None
         if shorter is None:
             problems.append(f"its {part} has {limit + excess} tokens, the limit is {limit}")
+            limits = ["the limits in data.lengths"]
         changed[part] = shorter
+    remedy = "there is too little plain text to cut; " if problems and truncate_text else ""
+    if pictures is not None and (found := len(encoded.media)) > pictures:
+        problems.append(f"it has {found} pictures, data.pictures is {pictures}")
+        limits.append("data.pictures")
     if problems:
-        remedy = "there is too little plain text to cut; " if truncate_text else ""
         raise Overlong(
             name,
             None,
-            f"{'; '.join(problems)} ({remedy}raise the limits in data.lengths to keep it)",
+            f"{'; '.join(problems)} ({remedy}raise {' and '.join(limits)} to keep it)",
         )
     return dataclasses.replace(encoded, **changed) if changed else encoded
 

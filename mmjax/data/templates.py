@@ -7,17 +7,22 @@ alone with special tokens off. A template is plain data, so it travels inside a 
     template            used by                                 prefix | request | target
     `LMEyeCaption`      LMEye, stage 1 (alignment)              target
     `LMEyeQuestion`     LMEye, stage 2 (instruction), chat      prefix, request, target
+    `PicturePrompt`     MiniGPT-4, LRV V1, Cheetor              target
     `PlainText`         language-model foundation               target
     `CaptionPair`       CLIP foundation                         request, target (two texts)
 
-Prompts and layouts: LMEye reference, section 3.
+Prompts and layouts: LMEye reference, section 3; MiniGPT-4 reference, sections 5 and 9; Cheetor
+reference, sections 4 and 7.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import re
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
-from mmjax.data.example import BadSample, Example, Media
+from mmjax.data.example import BadSample, Example, Media, Text
 from mmjax.data.tokenizer import Tokenizer
 
 
@@ -53,7 +58,9 @@ class Encoded:
 
 
 class Template(Protocol):
-    """
+    """Whatever takes examples without pictures, too, puts its pictures into the prefix, or, where
+    it has no prefix, into the target.
+
     Attributes:
       takes_history: whether earlier questions and answers may stand before a question. Where not,
         each question of a conversation is asked on its own.
@@ -70,9 +77,13 @@ class Template(Protocol):
           BadSample: the example does not fit the template.
         """
 
+    def together(self, rows: list[Encoded]) -> list[Encoded]:
+        """The rows of a batch as they are read; as they are, unless a subclass says otherwise."""
+        return rows
+
 
 @dataclasses.dataclass(frozen=True)
-class LMEyeCaption:
+class LMEyeCaption(Template):
     """Stage 1: ``[bos] [before] <img> [after] CAPTION </s>``.
 
     The original has neither bos nor texts: the picture's vector stands at the first position.
@@ -107,7 +118,7 @@ class LMEyeCaption:
 
 
 @dataclasses.dataclass(frozen=True)
-class LMEyeQuestion:
+class LMEyeQuestion(Template):
     """Stage 2 and questions: ``[bos] Image: <img>\\n QUESTION <img-d> x K\\nAnswer: ANSWER </s>``.
 
     The first pass reads prefix + request, the second prefix + target; a causal model's first pass
@@ -176,8 +187,199 @@ class LMEyeQuestion:
         return Encoded(slots + ending, prefix + question, request, example.media)
 
 
+_PLACES = r"\{message\}|\{pictures\}"
+
+
 @dataclasses.dataclass(frozen=True)
-class PlainText:
+class PicturePrompt(Template):
+    """One text around pictures of several embeddings each, and its answer:
+
+        <s> ###Human: <Img> x x x x </Img> QUESTION ###Assistant:  ANSWER###
+
+    Text between two pictures is one string and is tokenized by itself. What the user writes keeps
+    its blanks; a space is put between a text and a picture, and between pictures. Texts of blanks
+    are left out.
+
+    Attributes:
+      tokens_per_picture: q.
+      prompt: with ``{message}`` where the pictures and texts of the user go, or ``{pictures}`` for
+        the pictures alone (stage 1 of MiniGPT-4: ``prompt="{pictures}"``, no wrapping).
+      before_picture: text before each picture; ``after_picture``: after it.
+      earlier: how an exchange before the last one is told, with ``{answer}``; its question stands
+        before, the next one after.
+      system: text before the prompt; a system turn of the example takes its place.
+      end: text that ends an answer, tokenized as its end; None = the tokenizer's eos.
+      max_answer: longest answer in tokens, end included: a longer one is cut and loses its end, as
+        the originals do. None = as long as there is room.
+      requests: what is asked of pictures that come without a text (by the sample's id, one of
+        these).
+      clean: whether answers are cleaned as BLIP's captions are: lower case, most punctuation
+        becomes blanks, 50 words.
+      cut: text at which a question ends, if it occurs; "" = nowhere.
+      masks_eos: leave eos inside an answer out of the loss, as models do that pad with it.
+      one_prompt: give all rows of a batch the first one's prompt (LRV V1's own training, whose
+        batches had one row).
+      guidance: which token guides Cheetor's second look: ``last`` of the prompt (the paper),
+        ``first`` (bos, which has seen nothing: the control), ``none`` (no second look).
+    """
+
+    takes_history: ClassVar[bool] = True
+
+    tokens_per_picture: int
+    prompt: str = "###Human: {message} ###Assistant: "
+    before_picture: str = "<Img>"
+    after_picture: str = "</Img>"
+    earlier: str = " ###Assistant: {answer} ###Human: "
+    system: str = ""
+    end: str | None = "###"
+    max_answer: int | None = None
+    requests: tuple[str, ...] = ()
+    clean: bool = False
+    cut: str = ""
+    masks_eos: bool = False
+    one_prompt: bool = False
+    guidance: Literal["none", "last", "first"] = "none"
+
+    def __post_init__(self):
+        """Raises ValueError that lists all that is wrong."""
+        problems = []
+        if self.tokens_per_picture < 1:
+            problems.append(f"tokens_per_picture is {self.tokens_per_picture}, it must be above 0")
+        if len(re.findall(_PLACES, self.prompt)) != 1:
+            problems.append(
+                f"'prompt' must have {{message}} or {{pictures}} exactly once, got {self.prompt!r}"
+            )
+        if self.earlier.count("{answer}") != 1:
+            problems.append(f"'earlier' must contain {{answer}} exactly once, got {self.earlier!r}")
+        if self.end == "":
+            problems.append("'end' must be a text, or None for the tokenizer's eos")
+        if self.max_answer is not None and self.max_answer < 1:
+            problems.append(f"max_answer is {self.max_answer}, it must be above 0")
+        if self.guidance not in ("none", "last", "first"):
+            problems.append(f"guidance must be 'none', 'last' or 'first', got {self.guidance!r}")
+        if problems:
+            raise ValueError("\n  ".join(problems))
+
+    def encode(
+        self, example: Example, tokenizer: Tokenizer, *, generating: bool = False
+    ) -> Encoded:
+        _, answer = self._exchanges(example)[-1]
+        if not generating and answer is None:
+            raise BadSample(example.id, None, "it has no assistant text")
+        first = self.guidance == "first"
+        target = [Segment((tokenizer.bos_id,), slot=("guidance", 0) if first else None)]
+        media: list[Media] = []
+        for piece in self.pieces(example):
+            if isinstance(piece, Media):
+                start = len(media) * self.tokens_per_picture
+                target += [
+                    Segment((tokenizer.pad_id,), slot=("media", start + i))
+                    for i in range(self.tokens_per_picture)
+                ]
+                media.append(piece)
+            elif ids := tokenizer.encode(piece):
+                target.append(Segment(tuple(ids)))
+        if not media:
+            raise BadSample(example.id, None, "it has no pictures, the template takes one or more")
+        if _is_silent(example) and "{message}" in self.prompt and not self.requests:
+            raise BadSample(example.id, None, "it has no user text")
+        if self.guidance == "last":
+            target[-1:] = self._guided(target[-1], example)
+        if not generating:
+            target += self._answered(answer, tokenizer)
+        return Encoded(target, media=tuple(media))
+
+    def pieces(self, example: Example) -> list[str | Media]:
+        """The prompt as pictures and the strings between them, each of which is tokenized alone.
+
+        Raises:
+          BadSample: turns that are no dialogue.
+        """
+        head, tail = re.split(_PLACES, self.prompt)
+        exchanges = self._exchanges(example)
+        said: list[str | Media] = []
+        for number, (parts, _) in enumerate(exchanges):
+            if number:
+                said.append(self.earlier.replace("{answer}", exchanges[number - 1][1]))
+            said += [part if isinstance(part, Media) else part.text for part in parts]
+        if "{pictures}" in self.prompt:
+            said = [part for part in said if isinstance(part, Media)]
+        elif self.requests and _is_silent(example):
+            said.append(self.requests[zlib.crc32(example.id.encode()) % len(self.requests)])
+        strings = [(example.text("system") or self.system) + head]
+        pieces: list[str | Media] = []
+        for before, part in itertools.pairwise([None, *_joined(said)]):
+            if before is not None and (isinstance(before, Media) or isinstance(part, Media)):
+                strings.append(" ")
+            if isinstance(part, Media):
+                pieces += ["".join([*strings, self.before_picture]), part]
+                strings = [self.after_picture]
+            else:
+                strings.append(part)
+        return [piece for piece in (*pieces, "".join([*strings, tail])) if piece]
+
+    def together(self, rows: list[Encoded]) -> list[Encoded]:
+        """The rows of a batch as they are read: with ``one_prompt``, after the first one's
+        prompt."""
+        if not self.one_prompt:
+            return rows
+        prompt = [segment for segment in rows[0].target if not segment.is_target]
+        answers = ([s for s in row.target if s.is_target] for row in rows)
+        return [
+            dataclasses.replace(row, target=prompt + answer)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    def _exchanges(self, example: Example) -> list[tuple[list[Text | Media], str | None]]:
+        """(the user's parts, the answer or None for the last) of each exchange."""
+        turns = [turn for turn in example.turns if turn.role != "system"]
+        roles = [turn.role for turn in turns]
+        if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+            raise BadSample(
+                example.id,
+                None,
+                f"it has turns of {', '.join(turn.role for turn in example.turns)}; the template "
+                "takes user and assistant by turns, the user first",
+            )
+        found = []
+        for asked, *answered in (turns[i : i + 2] for i in range(0, len(turns), 2)):
+            parts = [self._cut(part) if isinstance(part, Text) else part for part in asked.parts]
+            answer = "".join(part.text for turn in answered for part in turn.parts)
+            found.append((parts, answer if answer.strip() else None))
+        if any(answer is None for _, answer in found[:-1]):
+            raise BadSample(example.id, None, "an earlier answer in it has no text")
+        return found
+
+    def _cut(self, text: Text) -> Text:
+        return Text(text.text.split(self.cut)[0]) if self.cut else text
+
+    def _guided(self, segment: Segment, example: Example) -> list[Segment]:
+        """The last segment of a prompt, its last token marked."""
+        if segment.slot is not None:
+            raise BadSample(
+                example.id,
+                None,
+                "the prompt ends with a picture, so that no token has read it all; guidance='last' "
+                "needs a text after it (the template's prompt)",
+            )
+        *before, last = segment.ids
+        marked = Segment((last,), slot=("guidance", 0))
+        return [Segment(tuple(before)), marked] if before else [marked]
+
+    def _answered(self, answer: str, tokenizer: Tokenizer) -> list[Segment]:
+        text = _cleaned(answer) if self.clean else answer
+        if self.end is None:
+            ids = [*tokenizer.encode(text), tokenizer.eos_id]
+        else:
+            ids = tokenizer.encode(text + self.end)
+        ids = ids[: self.max_answer]
+        if not self.masks_eos:
+            return [Segment(tuple(ids), is_target=True)]
+        return [Segment((i,), True, None, float(i != tokenizer.eos_id)) for i in ids]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainText(Template):
     """Language-model pretraining on text alone: every token but the first is predicted.
 
     eos follows each answer, and ends a document that ends without one.
@@ -216,7 +418,7 @@ class PlainText:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionPair:
+class CaptionPair(Template):
     """CLIP pretraining: the target is the answer (a rich caption), the request the user's text.
 
     Both are ``bos text eos`` and neither is predicted: CLIP's loss compares texts with pictures.
@@ -245,6 +447,7 @@ class CaptionPair:
 _REGISTRY = {
     "lmeye-caption": LMEyeCaption,
     "lmeye-question": LMEyeQuestion,
+    "picture-prompt": PicturePrompt,
     "plain-text": PlainText,
     "caption-pair": CaptionPair,
 }
@@ -283,6 +486,26 @@ def from_json(data: Mapping[str, Any]) -> Template:
     if unknown or missing:
         raise ValueError(f"template {name!r}: unknown fields {unknown}, missing fields {missing}")
     return cls(**fields)
+
+
+def _is_silent(example: Example) -> bool:
+    return not example.text("user").strip()
+
+
+def _joined(parts: Iterable[str | Media]) -> list[str | Media]:
+    """Texts that follow each other as one; those of blanks left out."""
+    joined: list[str | Media] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return [part for part in joined if isinstance(part, Media) or part.strip()]
+
+
+def _cleaned(caption: str) -> str:
+    """As LAVIS cleans captions (MiniGPT-4 reference, section 6)."""
+    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", caption.lower()).split()[:50])
 
 
 def _bos(wanted: bool, tokenizer: Tokenizer) -> list[Segment]:

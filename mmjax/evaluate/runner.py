@@ -9,15 +9,16 @@ import numpy as np
 from mmjax.data.batch import Batch
 from mmjax.data.example import Example
 from mmjax.data.sources import Source
-from mmjax.data.tokenizer import Tokenizer
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import fetch
 from mmjax.parallel.sharding import put_rows
 
+Words = Callable[[np.ndarray], str]  # i32[t] -> the answer
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model said (``answer``, special tokens left out) to ``example``."""
+    """What the model said (``answer``) to ``example``."""
 
     example: Example
     answer: str
@@ -28,7 +29,7 @@ def predict(
     params: Params,
     batches: Iterable[tuple[Batch, list[Example | None]]],
     source: Source,
-    tokenizer: Tokenizer,
+    words: Words,
     *,
     mesh: jax.sharding.Mesh,
 ) -> Iterator[Prediction]:
@@ -43,17 +44,17 @@ def predict(
         is_record = put_rows(np.array([example is not None for example in examples]), mesh)
         made = (generate(params, batch), batch.row_id, is_record)
         if waiting is not None:
-            yield from _decode(*waiting, source, tokenizer)
+            yield from _decode(*waiting, source, words)
         waiting = (made, examples)
     if waiting is not None:
-        yield from _decode(*waiting, source, tokenizer)
+        yield from _decode(*waiting, source, words)
 
 
 def _decode(
     made: tuple[jax.Array, jax.Array, jax.Array],
     examples: list[Example | None],
     source: Source,
-    tokenizer: Tokenizer,
+    words: Words,
 ) -> Iterator[Prediction]:
     tokens, records, is_record = (fetch(x) for x in made)
     if jax.process_count() > 1:  # other processes' rows are among them, perhaps in another order
@@ -62,4 +63,4 @@ def _decode(
         examples = [source[record] for record in records[order].tolist()]
     for row, example, wanted in zip(tokens, examples, is_record, strict=True):
         if wanted:
-            yield Prediction(example, tokenizer.decode(row).strip())
+            yield Prediction(example, words(row))

@@ -14,11 +14,12 @@ import numpy as np
 
 from mmjax.data.batch import Batch, with_pictures
 from mmjax.data.example import BadSample, Example
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import prepare
 from mmjax.data.sequence import PARTS, Lengths, assemble
 from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.generate.config import GenerationConfig
+from mmjax.generate.ending import Ending
 from mmjax.generate.generator import Generator
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import fetch
@@ -65,6 +66,7 @@ class Answerer:
         config: GenerationConfig,
         *,
         image_size: int,
+        preparation: str = "clip",
         mesh: jax.sharding.Mesh,
         batch_size: int = 1,
     ):
@@ -74,18 +76,15 @@ class Answerer:
           tokenizer: its own; its end and pad tokens are used in place of those of ``config``.
           template: the one that it was trained with.
           config: how to decode.
-          image_size: side of the square that pictures are cut to, in pixels.
+          image_size: side of the square that pictures become, in pixels.
+          preparation: how they become it, see `mmjax.data.images`.
           mesh: where ``params`` live.
           batch_size: prompts that are answered at once.
         """
         self._params, self._tokenizer, self._template = params, tokenizer, template
-        self._image_size, self._mesh = image_size, mesh
-        self.config = dataclasses.replace(
-            config,
-            eos_tokens=(tokenizer.eos_id,),
-            pad_token=tokenizer.pad_id,
-            bos_token=tokenizer.bos_id,
-        )
+        self._image_size, self._preparation, self._mesh = image_size, preparation, mesh
+        self._ending = Ending(tokenizer, template)
+        self.config = self._ending.applied(config)
         self._generator = Generator(system, self.config)
         self._max_positions = system.max_positions
         shards = num_row_shards(mesh)
@@ -113,7 +112,7 @@ class Answerer:
                 "shorten it, or lower max_new_tokens",
             )
         size = self._image_size
-        frames = [clip_preprocess(load_image(media), size) for media in encoded.media]
+        frames = [prepare(media, size, self._preparation) for media in encoded.media]
         return Prompt(
             encoded, np.stack(frames) if frames else np.zeros((0, size, size, 3), np.uint8)
         )
@@ -163,7 +162,7 @@ class Answerer:
             yield text[len(said) :] if text.startswith(said) else f"\n{text}"
 
     def _words(self, tokens: np.ndarray) -> str:
-        return self._tokenizer.decode(tokens).strip()
+        return self._ending.words(tokens)
 
     def _batch(self, prompts: list[Prompt], seeds: list[int]) -> Batch:
         """Of prompts of one bucket, on the mesh; copies of the first fill it up."""
@@ -174,5 +173,5 @@ class Answerer:
         texts = assemble([prompt.encoded for prompt in prompts], lengths, self._tokenizer.pad_id)
         batch = Batch(np.array(seeds, np.int32), texts[2], texts[0], texts[1])
         if f:
-            batch = with_pictures(batch, np.stack([prompt.frames for prompt in prompts]))
+            batch = with_pictures(batch, [prompt.frames for prompt in prompts], f)
         return jax.tree.map(lambda x: place(x, rows_sharding(self._mesh)), batch)

@@ -1,134 +1,28 @@
-"""A file of answers, one JSON object a line, that survives being killed at any moment.
+"""A file of answers, one JSON object a line; see `mmjax.data.resumable`."""
 
-    OUT.origin.json   what the answers are made from: questions, settings, model
-    OUT.partial       the answers so far; the last line may be cut short
-    OUT               all of them: OUT.partial, renamed in one step
-
-The origin stays beside the finished file: it tells how the answers were made, and a start with
-anything else is refused then, too, instead of being told that all is done.
-"""
-
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.resumable import ResumableFile
 from mmjax.parallel.distributed import is_first, wait_for_all
 
 
-class AnswersFile:
-    """Lines that are only ever added, by the first process; the others keep count.
+class AnswersFile(ResumableFile):
+    """Lines that the first process adds; the others keep count.
 
     Attributes:
-      num_lines: whole lines so far.
-      bad: those of them with an ``error``.
+      bad: how many of the lines have an ``error``.
       example: one of these, or None.
-      is_complete: whether nothing is left to do.
     """
 
     def __init__(self, out: Path, origin: Mapping[str, Any]):
-        """Goes on with what is there; a line cut short is dropped.
+        self.bad, self.example = 0, None
+        wait = lambda: wait_for_all("the answers so far")  # noqa: E731
+        super().__init__(out, origin, writes=is_first(), wait=wait)
 
-        Args:
-          origin: JSON-able; all that the answers depend on.
-
-        Raises:
-          ValueError: what is there was made from something else, or nobody knows from what.
-        """
-        self._out = out
-        self._partial = out.with_name(f"{out.name}.partial")
-        described = out.with_name(f"{out.name}.origin.json")
-        self.num_lines, self.bad, self.example = 0, 0, None
-        self.is_complete = out.exists()
-        self._file = None
-        started = out if self.is_complete else self._partial
-        has_lines = self.is_complete or (started.exists() and started.stat().st_size > 0)
-        whole = 0
-        if has_lines:
-            _check_origin(started, described, origin)
-            for line in _whole_lines(started):
-                whole += len(line)
-                self._count(json.loads(line))
-        wait_for_all("the answers so far")  # nobody writes before all have read
-        if is_first() and not self.is_complete:
-            if not has_lines:
-                _write(described, origin)
-            self._file = self._partial.open("ab")
-            self._file.truncate(whole)
-
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Returns when they are on disk."""
-        for row in rows:
-            self._count(row)
-        if self._file is not None:
-            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def finish(self) -> None:
-        """All answers are there."""
-        self.is_complete = True
-        if self._file is not None:
-            self._file.close()
-            os.replace(self._partial, self._out)
-
-    def _count(self, row: Mapping[str, Any]) -> None:
-        self.num_lines += 1
+    def count(self, row: Mapping[str, Any]) -> None:
+        super().count(row)
         if "error" in row:
             self.bad += 1
             self.example = self.example or f"{row['id']}: {row['error']}"
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Up to the first that is cut short, or was not yet on disk when the power failed."""
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                is_whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
-            except ValueError:
-                is_whole = False
-            if not is_whole:
-                return
-            yield line
-
-
-def _check_origin(started: Path, described: Path, origin: Mapping[str, Any]) -> None:
-    if not described.is_file():
-        raise ValueError(
-            f"{started} exists, and no {described.name} beside it says what it was made from: "
-            "give another --out, or move it away"
-        )
-    there, here = (_flat(x) for x in (json.loads(described.read_text()), _plain(origin)))
-    changed = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-    if changed:
-        lines = [
-            f"{key}: {there.get(key)!r:.200} there, {here.get(key)!r:.200} now" for key in changed
-        ]
-        raise ValueError(
-            f"{started} was made from something else; give another --out, or delete {started.name} "
-            f"and {described.name} to start anew:\n  " + "\n  ".join(lines)
-        )
-
-
-def _write(path: Path, origin: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(json.dumps(origin, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _plain(origin: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(origin))  # as it is read back: lists for tuples
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.removesuffix("."): value}
-    found: dict[str, Any] = {}
-    for key, below in value.items():
-        found |= _flat(below, f"{prefix}{key}.")
-    return found

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mmjax.data.batch import Batch
 from mmjax.generate.config import GenerationConfig
-from mmjax.generate.logits import process, warp
+from mmjax.generate.logits import ends_answer, process, warp
 from mmjax.nn.cache import Cache
 from mmjax.systems.system import System
 
@@ -109,7 +109,7 @@ def _choose(state: Beams, logits: jax.Array, cache: Cache, config: GenerationCon
     end, num_new = _end(state, config), state.num_new + 1
     value, beam, token = _candidates(state, logits, end, config)
     text = _rows(state.text, beam).at[:, :, end].set(token)  # [b m s]
-    ends = jnp.isin(token, jnp.array(config.eos_tokens, jnp.int32))
+    ends = ends_answer(text, end, state.num_new, config)
     is_last = num_new == config.max_new_tokens
     stops = ends if config.is_legacy else ends | is_last
 
@@ -157,7 +157,7 @@ def _candidates(
     b, k, v = logits.shape
     flat, text, score = (x.reshape(b * k, -1) for x in (logits, state.text, state.score))
     scores = sums(flat, text, score, end, state.num_new, config).reshape(b, k * v)
-    m = min(max(2, 1 + len(config.eos_tokens)) * k, k * v)
+    m = min(max(2, 1 + config.num_ends) * k, k * v)
     if config.do_sample:  # the largest of scores + Gumbel noise are a draw without replacement
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.num_new)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (k * v,)))(keys)

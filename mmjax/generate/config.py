@@ -28,7 +28,8 @@ class GenerationConfig:
         False: when the best running beam, at its present length, is worse than all of them;
         "never": when it could not get better at any length.
       num_return_sequences: answers for each prompt: drawn ones, or the best beams.
-      eos_tokens: any of these ends an answer.
+      eos_tokens: any of these ends an answer; ``stop_sequences``: and so does any of these runs of
+        tokens (its end may be spelled in several ways).
       pad_token: what follows the end of an answer.
       rules: which release is followed where releases differ. ``transformers-4.28`` (to 4.31, those
         of the papers): the text begins with ``bos_token``, which is not shown to the model but
@@ -51,6 +52,7 @@ class GenerationConfig:
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1
     eos_tokens: tuple[int, ...] = ()
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
     pad_token: int = 0
     rules: Literal["transformers-5", "transformers-4.28"] = "transformers-5"
     bos_token: int | None = None
@@ -77,6 +79,8 @@ class GenerationConfig:
             )
         if self.rules not in RULES:
             problems.append(f"rules must be one of {', '.join(RULES)}, got {self.rules!r}")
+        if () in self.stop_sequences:
+            problems.append("a stop sequence has no tokens")
         if problems:
             raise ValueError("generation settings:\n  " + "\n  ".join(problems))
         if self.min_new_tokens > self.max_new_tokens:
@@ -108,6 +112,11 @@ class GenerationConfig:
             ]
         if problems:
             raise ValueError("generation settings:\n  " + "\n  ".join(problems))
+
+    @property
+    def num_ends(self) -> int:
+        """How many tokens can end an answer."""
+        return len({*self.eos_tokens, *(sequence[-1] for sequence in self.stop_sequences)})
 
     @property
     def is_legacy(self) -> bool:

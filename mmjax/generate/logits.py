@@ -38,11 +38,26 @@ def process(
     return scores
 
 
+def ends_answer(
+    text: jax.Array, end: jax.Array, num_new: jax.Array, config: GenerationConfig
+) -> jax.Array:
+    """Whether the token just written ends an answer: text i32[... s], its column ``end``, how many
+    were made before it -> bool[...]."""
+    last = jax.lax.dynamic_index_in_dim(text, end, axis=-1, keepdims=False)
+    ends = jnp.isin(last, jnp.array(config.eos_tokens, jnp.int32))
+    for sequence in config.stop_sequences:
+        n = len(sequence)
+        tail = jax.lax.dynamic_slice_in_dim(text, end - n + 1, n, axis=-1)
+        is_said = (tail == jnp.array(sequence, jnp.int32)).all(axis=-1)
+        ends |= is_said & (num_new + 1 >= max(n, config.min_new_tokens))
+    return ends
+
+
 def warp(scores: jax.Array, config: GenerationConfig) -> jax.Array:
     """What is drawn from. A beam keeps a token to go on with, whatever may end it."""
     keep = 1
     if config.num_beams > 1:
-        keep = 2 if config.is_legacy else max(2, len(config.eos_tokens) + 1)
+        keep = 2 if config.is_legacy else max(2, config.num_ends + 1)
     if config.temperature != 1:
         scores = scores / config.temperature
     if config.top_k:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mmjax.data.batch import Batch
 from mmjax.generate.config import GenerationConfig
-from mmjax.generate.logits import process, warp
+from mmjax.generate.logits import ends_answer, process, warp
 from mmjax.nn.cache import Cache
 from mmjax.systems.system import System
 
@@ -71,13 +71,13 @@ def _choose(state: Sampling, logits: jax.Array, cache: Cache, config: Generation
     else:
         tokens = jnp.argmax(scores, axis=1)
     tokens = jnp.where(state.is_over, config.pad_token, tokens).astype(jnp.int32)
-    said = jnp.where(state.is_over, -1, tokens)
+    text = state.text.at[:, end].set(jnp.where(state.is_over, -1, tokens))
     return dataclasses.replace(
         state,
         num_new=state.num_new + 1,
-        text=state.text.at[:, end].set(said),
+        text=text,
         tokens=tokens,
-        is_over=state.is_over | jnp.isin(tokens, jnp.array(config.eos_tokens, jnp.int32)),
+        is_over=state.is_over | ends_answer(text, end, state.num_new, config),
         cache=cache,
     )
 

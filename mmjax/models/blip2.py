@@ -49,7 +49,9 @@ class Blip2Config:
 
     @classmethod
     def tiny(cls, **changes) -> "Blip2Config":
-        networks = dict(vision=EvaVitConfig.tiny(), qformer=QFormerConfig.tiny(), num_queries=8)
+        """``asset:tiny/blip2``; where Hugging Face and LAVIS differ, as in Hugging Face's files."""
+        vision = EvaVitConfig.tiny(key_bias=True)
+        networks = dict(vision=vision, qformer=QFormerConfig.tiny(), num_queries=8, norm_eps=1e-6)
         return cls(**networks | changes)
 
     @classmethod
@@ -79,8 +81,17 @@ class Blip2(nnx.Module):
         Args:
           queries: [b q d] of a system's own; None = BLIP-2's for every row.
         """
+        x = self.embed_queries(image, queries)
+        return self.qformer(x, num_queries=x.shape[1], image=image)[0]
+
+    def attention_map(self, image: jax.Array, queries: jax.Array | None = None) -> jax.Array:
+        """How much the queries look at the class token and each patch: image [b p+1 e] -> f32[b
+        p+1]; see `QFormer.attention_map`."""
+        return self.qformer.attention_map(self.embed_queries(image, queries), image=image)
+
+    def embed_queries(self, image: jax.Array, queries: jax.Array | None = None) -> jax.Array:
+        """Queries for each picture, ready for the Q-Former: [b q d]; ``queries`` as in `query`."""
         if queries is None:
             own = self.queries[...].astype(image.dtype)
             queries = jnp.broadcast_to(own, (image.shape[0], *own.shape))
-        x = self.qformer.embed(queries)
-        return self.qformer(x, num_queries=queries.shape[1], image=image)[0]
+        return self.qformer.embed(queries)

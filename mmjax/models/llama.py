@@ -5,6 +5,7 @@ config says so.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,10 @@ class LlamaConfig:
         return cls(**sizes | changes)
 
     @classmethod
+    def llama2_7b(cls, **changes) -> "LlamaConfig":
+        return cls.llama_7b(**dict(norm_eps=1e-5, max_positions=4096) | changes)
+
+    @classmethod
     def llama_13b(cls, **changes) -> "LlamaConfig":
         sizes = dict(vocab_size=32000, num_layers=40, embed_dim=5120, mlp_dim=13824, num_heads=40)
         return cls(**sizes | changes)
@@ -110,6 +115,7 @@ class Llama(nnx.Module):
         segments: jax.Array,
         past: KeyValues | None = None,
         keep: bool = False,
+        edits: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """Reads a text, or the continuation of one.
 
@@ -119,6 +125,8 @@ class Llama(nnx.Module):
           segments: i32[b t]; 0 = padding.
           past: what this text continues, or None.
           keep: whether the keys and values of this text are wanted (without those of ``past``).
+          edits: layer -> what becomes of the hidden states [b t d] just before it, see
+            `mmjax.nn.stack.run`.
 
         Returns:
           (hidden states [b t d] after the final norm, KeyValues or None).
@@ -146,7 +154,7 @@ class Llama(nnx.Module):
             return block(x, positions, attend)
 
         earlier = None if past is None else (past.keys, past.values)
-        x, kept, _ = run(self.layers, layer, x, xs=earlier, remat=self.config.remat)
+        x, kept, _ = run(self.layers, layer, x, xs=earlier, edits=edits, remat=self.config.remat)
         return self.norm(x), KeyValues(*kept, segments) if keep else None
 
     def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

@@ -6,12 +6,19 @@
                                              picture
                                              feed-forward: one for queries, one for text
 
+Who sees whom (section 3.2 and figure 2):
+
+    queries and text     everybody everybody                         `QFormer.__call__`
+    captioning           queries see queries alone, text sees        `QFormer.look`, then
+                         queries and earlier text                    `QFormer.write`
+
 MiniGPT-4 reference, section 3; Cheetor reference, section 3. Both take the queries' half alone:
 `QFormerConfig.vocab_size` = 0. Queries have no positions, so a system may give its own, per row.
 Dropout is left out: the papers' frozen Q-Formers run without.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +26,7 @@ from flax import nnx
 
 from mmjax.kernels.attention import attention
 from mmjax.nn.attention import Attention
+from mmjax.nn.cache import KeyValues
 from mmjax.nn.dense import Dense, Embedding
 from mmjax.nn.mlp import ACTIVATIONS, MLP
 from mmjax.nn.norm import LayerNorm
@@ -90,8 +98,9 @@ class CrossAttention(nnx.Module):
         self.attention = _attention(config, seen=(config.image_dim, "vit_embed"))
         self.norm = _norm(config)
 
-    def __call__(self, x, image, attend):  # [b q d], [b s e] -> [b q d]
-        return self.norm(x + self.attention(x, attend, seen=image)[0])
+    def __call__(self, x, image, attend):  # [b q d], [b s e] -> ([b q d], what attend kept)
+        attended, kept = self.attention(x, attend, seen=image)
+        return self.norm(x + attended), kept
 
 
 class FeedForward(nnx.Module):
@@ -184,30 +193,115 @@ class QFormer(nnx.Module):
                 "branch; give the config a vocab_size"
             )
 
-        def among(q, k, v):
+        def among(q, k, v, _):
             kept = dict(query_segments=segments, key_segments=segments)
             return attention(q, k, v, causal=False, **kept), None
 
-        def look(q, k, v):
-            if image_segments is None:
-                return attention(q, k, v, causal=False), None
-            ones = jnp.ones(q.shape[:2], image_segments.dtype)
-            kept = dict(query_segments=ones, key_segments=image_segments)
-            return attention(q, k, v, causal=False, **kept), None
+        seen = dict(num_queries=num_queries, image=image, image_segments=image_segments)
+        x, _, _, tapped = self._run(x, among, taps=taps, **seen)
+        return x, tapped
 
-        def layer(block: Block, x, _, cross: CrossAttention | None):
-            x = block.attention_norm(x + block.attention(x, among)[0])
+    def look(
+        self, x: jax.Array, *, image: jax.Array, image_segments: jax.Array | None = None
+    ) -> tuple[jax.Array, KeyValues]:
+        """Queries alone, as `__call__` reads them: [b q d] -> (states [b q d], what a caption is
+        written from)."""
+
+        def among(q, k, v, _):
+            return attention(q, k, v, causal=False), (k, v)
+
+        seen = dict(num_queries=x.shape[1], image=image, image_segments=image_segments)
+        x, _, (keys, values), _ = self._run(x, among, **seen)
+        return x, KeyValues(keys, values, jnp.ones(x.shape[:2], jnp.int32))
+
+    def write(self, x: jax.Array, past: KeyValues, segments: jax.Array | None = None) -> jax.Array:
+        """A caption: each word sees the queries and the words before it.
+
+        Args:
+          x: [b t d], text from `embed`.
+          past: the queries', from `look`.
+          segments: i32[b t]; 0 = padding (on the right), 1 elsewhere.
+
+        Returns:
+          States [b t d], for `logits`.
+        """
+        if self.embedding is None:
+            raise ValueError("this Q-Former has no text branch; give its config a vocab_size")
+        segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
+        places = jnp.concatenate([past.segments, segments], axis=1)
+
+        def among(q, k, v, before):
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(before, (k, v), strict=True))
+            kept = dict(query_segments=segments, key_segments=places)
+            return attention(q, k, v, causal=True, **kept), None
+
+        return self._run(x, among, num_queries=0, past=(past.keys, past.values))[0]
+
+    def attention_map(
+        self, x: jax.Array, *, image: jax.Array, image_segments: jax.Array | None = None
+    ) -> jax.Array:
+        """How much queries [b q d] look at each state of a picture: f32[b s], sums to 1.
+
+        The mean over queries, heads and layers with cross-attention (Cheetor reference, section 8,
+        "Ignored region").
+        """
+
+        def among(q, k, v, _):
+            return attention(q, k, v, causal=False), None
+
+        seen = dict(num_queries=x.shape[1], image=image, image_segments=image_segments)
+        _, total, _, _ = self._run(x, among, weigh=True, **seen)
+        return total / -(-self.config.num_layers // self.config.cross_every)
+
+    def _run(
+        self,
+        x: jax.Array,
+        among: Callable,
+        *,
+        num_queries: int,
+        image: jax.Array | None = None,
+        image_segments: jax.Array | None = None,
+        past: tuple[jax.Array, jax.Array] | None = None,
+        weigh: bool = False,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[jax.Array, jax.Array | None, object, jax.Array | None]:
+        """All layers.
+
+        Args:
+          among: self-attention: (query, key, value, the layer's row of ``past``) -> (context, what
+            to keep of the layer).
+          weigh: whether the probabilities of the cross-attention are wanted.
+
+        Returns:
+          (states, sum over layers of those probabilities f32[b s] or None, what was kept [l ...],
+          tapped).
+        """
+
+        def look(q, k, v):
+            segments = {}
+            if image_segments is not None:
+                ones = jnp.ones(q.shape[:2], image_segments.dtype)
+                segments = dict(query_segments=ones, key_segments=image_segments)
+            weights = _mean_weights(q, k, image_segments) if weigh else None
+            return attention(q, k, v, causal=False, **segments), weights
+
+        def layer(block: Block, carry, past, cross: CrossAttention | None):
+            x, total = carry
+            attended, kept = block.attention(x, lambda q, k, v: among(q, k, v, past))
+            x = block.attention_norm(x + attended)
             queries, text = x[:, :num_queries], x[:, num_queries:]
             if cross is not None:
-                queries = cross(queries, image, look)
+                queries, weights = cross(queries, image, look)
+                total = total + weights if weigh else None
             parts = [block.query(queries)] if num_queries else []
             parts += [block.text(text)] if text.shape[1] else []
-            return constrain_rows(jnp.concatenate(parts, axis=1)), None
+            return (constrain_rows(jnp.concatenate(parts, axis=1)), total), kept
 
         # Text alone passes by the picture.
         extras = dict(extras=self.cross, period=self.config.cross_every) if num_queries else {}
-        x, _, tapped = run(self.layers, layer, x, taps=taps, **extras)
-        return x, tapped
+        total = jnp.zeros(image.shape[:2], jnp.float32) if weigh else None
+        (x, total), kept, tapped = run(self.layers, layer, (x, total), xs=past, taps=taps, **extras)
+        return x, total, kept, tapped
 
     def logits(self, states: jax.Array) -> jax.Array:  # [b t d] -> f32[b t v]
         """Scores of the words; needs ``text_head``."""
@@ -215,3 +309,12 @@ class QFormer(nnx.Module):
             raise ValueError("this Q-Former does not predict words; its config has no text_head")
         scores = self.embedding.attend(self.head(states))
         return scores.astype(jnp.float32) + self.head.bias[...]
+
+
+def _mean_weights(query: jax.Array, key: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """What `attention` weighs the keys with, averaged: [b q n h], [b s n h] -> f32[b s]."""
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    scores = jnp.einsum("bqnh,bsnh->bnqs", query, key) * query.shape[-1] ** -0.5
+    if segments is not None:
+        scores = jnp.where(segments[:, None, None] > 0, scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1).mean((1, 2))

@@ -58,7 +58,7 @@ def run(
       carry: handed from layer to layer.
       xs: pytree with a leading axis of ``num_layers``; each layer gets its entry.
       edits: layer -> function applied to the hidden states just before it; only where the stack is
-        split.
+        split, or before layer 0.
       taps: layers after which the hidden states are wanted.
       extras: stack of the parts that layers 0, period, 2*period, ... have besides.
       period: see above.
@@ -77,7 +77,7 @@ def run(
     segments = list(layers) if isinstance(layers, nnx.List) else [layers]
     lengths = [_length(segment) for segment in segments]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    if missing := set(edits or {}) - set(starts[1:]):
+    if missing := set(edits or {}) - set(starts):
         raise ValueError(
             f"no split before layers {sorted(missing)}; the stack is split before {starts[1:]}"
         )

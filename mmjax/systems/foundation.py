@@ -39,6 +39,10 @@ class LanguageModel(System):
         self.config = config
         self.dtype = jnp.dtype(config.dtype)
 
+    @property
+    def image_size(self) -> int:
+        return 0
+
     def hidden(
         self, batch: Batch, *, dropout_key: jax.Array | None = None, keep: bool = False
     ) -> Output:
@@ -76,6 +80,10 @@ class Contrastive(System):
         self.clip = Clip(config.clip)
         self.config = config
         self.dtype = jnp.dtype(config.dtype)
+
+    @property
+    def image_size(self) -> int:
+        return self.config.clip.vision.image_size
 
     def media_features(self, frames: jax.Array) -> jax.Array:  # uint8[n H W 3] -> [n c]
         return self.clip.image_features(frames, self.dtype)

@@ -117,6 +117,10 @@ class LMEye(System):
         self.config = config
         self.dtype = jnp.dtype(config.dtype)
 
+    @property
+    def image_size(self) -> int:
+        return self.config.clip.vision.image_size
+
     def media_features(self, frames: jax.Array) -> jax.Array:
         """uint8[n H W 3] -> v [n c]: pooled, projected, not normalised."""
         return self.clip.image_features(frames, self.dtype)

@@ -1,11 +1,15 @@
 """Systems by the name that configs and checkpoints call them."""
 
+from mmjax.systems.cheetor import Cheetor
 from mmjax.systems.foundation import Contrastive, LanguageModel
 from mmjax.systems.lmeye import LMEye
+from mmjax.systems.minigpt4 import MiniGPT4
 from mmjax.systems.system import System, config_from_dict
 
 SYSTEMS: dict[str, type[System]] = {
     "lmeye": LMEye,
+    "minigpt4": MiniGPT4,
+    "cheetor": Cheetor,
     "language_model": LanguageModel,
     "clip": Contrastive,
 }

@@ -2,6 +2,8 @@
 used."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,8 @@ class Output:
 
 
 class System(nnx.Module):
-    """A paper's model. Subclasses set ``language`` and ``dtype`` and implement `media_features` and
-    `hidden`.
+    """A paper's model. Subclasses set ``language`` and ``dtype`` and implement `image_size`,
+    `media_features` and `hidden`.
 
     Everything here is a pure function of the parameters it holds and of its arguments.
     """
@@ -37,11 +39,18 @@ class System(nnx.Module):
     language: nnx.Module
     dtype: jnp.dtype
     tower: str = "(?!)"  # regex of the paths that `media_features` reads; by default none
+    preparation: str = "clip"  # of pictures, where it is not trained; see `mmjax.data.images`
+    copies: ClassVar[Mapping[str, str]] = {}  # path -> path whose loaded value it starts from
 
     @property
     def max_positions(self) -> int:
         """How many tokens a text may have, answer included."""
         return self.language.config.max_positions
+
+    @property
+    def image_size(self) -> int:
+        """Side of its square pictures in pixels; 0 if it takes none."""
+        raise TypeError(f"{type(self).__name__} does not implement image_size")
 
     def media_features(self, frames: jax.Array) -> jax.Array:
         """The frozen tower: uint8[n H W 3] -> [n ...]; may be computed once per picture and
@@ -56,6 +65,13 @@ class System(nnx.Module):
         b, f = batch.frames.shape[:2]
         made = self.media_features(batch.frames.reshape(b * f, *batch.frames.shape[2:]))
         return made.reshape(b, f, *made.shape[1:])
+
+    def pictures(self, batch: Batch) -> jax.Array:
+        """`features` of a batch that must have pictures."""
+        features = self.features(batch)
+        if features is None:
+            raise ValueError(f"{type(self).__name__} reads pictures; this batch has none")
+        return features
 
     def hidden(
         self, batch: Batch, *, dropout_key: jax.Array | None = None, keep: bool = False
@@ -87,8 +103,8 @@ class System(nnx.Module):
         """Reads the prompts. Returns (logits [b v] of each row's next token, a cache with ``room``
         more places)."""
         output = self.hidden(batch, keep=True)
-        length = jnp.sum(batch.target.segments > 0, axis=1)
-        last = length - 1
+        is_real = batch.target.segments > 0
+        last = is_real.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
         states = jnp.take_along_axis(output.states, last[:, None, None], axis=1)
         position = jnp.take_along_axis(batch.target.positions, last[:, None], axis=1)[:, 0] + 1
         return self.logits(states)[:, 0], Cache.start(
@@ -132,8 +148,11 @@ def read(
     mode: str,
     past: KeyValues | None = None,
     keep: bool = False,
+    edits: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
 ) -> tuple[jax.Array, KeyValues | None, jax.Array]:
     """Embeds a sequence, fills its slots from ``tables`` and runs the language model over it.
+
+    ``edits`` change the hidden states between two of its layers, see `Llama.__call__`.
 
     Returns:
       (states [b t d], KeyValues or None, the embeddings that went in [b t d]).
@@ -146,7 +165,12 @@ def read(
             )
         x = place(x, tables[name], slot, mode)
     states, kept = system.language(
-        x, positions=sequence.positions, segments=sequence.segments, past=past, keep=keep
+        x,
+        positions=sequence.positions,
+        segments=sequence.segments,
+        past=past,
+        keep=keep,
+        edits=edits,
     )
     return states, kept, x
 

@@ -1,14 +1,15 @@
-"""A run's model, ready to be asked anything: with the template and the picture size that it is
-tested with, or trained with where it is not tested."""
+"""A run's model, ready to be asked anything: with the template and the pictures' size and
+preparation that it is tested with, or trained with where it is not tested."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.example import Example
 from mmjax.data.templates import Template, from_json, to_json
 from mmjax.generate.answer import Answerer
 from mmjax.generate.config import GenerationConfig
-from mmjax.train.build import Run, load_run
+from mmjax.train.build import Run, load_tokenizer, read_config, restore
 from mmjax.train.evaluation import question_section
 from mmjax.train.report import params_hash
 
@@ -20,11 +21,13 @@ class Model:
       run: where it comes from.
       template: how it is asked.
       image_size: side of its pictures in pixels; 0 if it takes none.
+      preparation: how they are made square.
     """
 
     run: Run
     template: Template
     image_size: int
+    preparation: str
 
     def answerer(self, config: GenerationConfig, batch_size: int = 1) -> Answerer:
         """Asks it by these settings."""
@@ -35,6 +38,7 @@ class Model:
             self.template,
             config,
             image_size=self.image_size,
+            preparation=self.preparation,
             mesh=self.run.mesh,
             batch_size=batch_size,
         )
@@ -46,13 +50,27 @@ class Model:
             tokenizer=self.run.tokenizer.fingerprint,
             template=to_json(self.template),
             image_size=self.image_size,
+            preparation=self.preparation,
         )
 
 
-def load_model(workdir: Path, stage: str | None = None) -> Model:
-    """See `load_run` for the arguments and what it raises."""
-    run, stage = load_run(workdir, stage)
-    is_last = stage == run.config["stages"][-1]
-    is_tested = run.config.get("test") if is_last else run.config[stage]["eval"]
-    section = question_section(run.config, stage) if is_tested else run.config[stage]
-    return Model(run, from_json(section["template"]), section["data"].get("image_size", 0))
+def load_model(workdir: Path, stage: str | None = None, *, asked: Example | None = None) -> Model:
+    """See `load_run` for the first arguments and what it raises.
+
+    Raises:
+      BadSample: ``asked``, which is to be asked first, does not fit the template; no weights
+        are read then.
+    """
+    config, stages = read_config(workdir, stage)
+    is_last = stages[-1] == config["stages"][-1]
+    is_tested = config.get("test") if is_last else config[stages[-1]]["eval"]
+    section = question_section(config, stages[-1]) if is_tested else config[stages[-1]]
+    template = from_json(section["template"])
+    if asked is not None:
+        template.encode(asked, load_tokenizer(config), generating=True)
+    run = restore(config, Path(workdir), stages)
+    data = section["data"]
+    preparation = data.get("preparation", "clip")
+    if preparation == "crop":  # random, for training
+        preparation = run.system.preparation
+    return Model(run, template, data.get("image_size", 0), preparation)

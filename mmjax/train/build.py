@@ -6,7 +6,8 @@ Also the way back from a run directory, for evaluation and generation: `load_run
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from mmjax.data.features import FeatureStore
 from mmjax.data.pipeline import Pipeline
 from mmjax.data.sequence import Lengths
 from mmjax.data.sources import make_source
+from mmjax.data.sources.mixture import Mixture, named
 from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
 from mmjax.nn.param import Params, ParamSpec, init_params, specs
 from mmjax.parallel.mesh import make_mesh
@@ -67,8 +69,8 @@ class Run:
         of each batch."""
         if batch_size % num_row_shards(self.mesh):
             raise ValueError(
-                f"a batch of {batch_size} rows from {data['source']} does not divide by data x fsdp"
-                f" = {num_row_shards(self.mesh)}: change its batch_size, or the mesh"
+                f"a batch of {batch_size} rows from {named(data['source'])} does not divide by "
+                f"data x fsdp = {num_row_shards(self.mesh)}: change its batch_size, or the mesh"
             )
         return make_pipeline(
             data,
@@ -92,6 +94,8 @@ def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) 
         tokenizer,
         Lengths(**data["lengths"]),
         image_size=data.get("image_size"),
+        pictures=data.get("pictures", 1),
+        preparation=data.get("preparation", "clip"),
         weights=data.get("weights"),
         overlong=data.get("overlong", "drop"),
         **settings,
@@ -104,22 +108,34 @@ def build(config: dict) -> Run:
     system = make_system(config["system"], config["model"])
     wanted = specs(system)
     tokenizer = load_tokenizer(config)
-    params = create_params(config, wanted, mesh)
+    params = create_params(config, wanted, mesh, system.copies)
     return Run(config, system, wanted, params, tokenizer, mesh)
 
 
-def create_params(config: dict, wanted: dict[str, ParamSpec], mesh: Mesh) -> Params:
+def create_params(
+    config: dict,
+    wanted: dict[str, ParamSpec],
+    mesh: Mesh,
+    copies: Mapping[str, str] = types.MappingProxyType({}),
+) -> Params:
     """What ``config.weights`` gives (see `mmjax.train.origin`), the rest created from the seed.
 
-    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``.
+    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``. What is not
+    given starts as the copy of a parameter that is (``copies``: path -> path), if it has one.
     """
     shardings = resolve(wanted, mesh, config["preset"])
     dtypes = held_dtypes(config, wanted)
 
+    copied: Params = {}
+
     def put(path: str, array) -> jax.Array:
+        for copy, original in copies.items():
+            if original == path and copy in wanted:
+                copied[copy] = place(array, shardings[copy], dtypes[copy])
         return place(array, shardings[path], dtypes[path])
 
-    params = starting_weights(config, wanted, put=put)
+    given = starting_weights(config, wanted, put=put)
+    params = copied | given
     rest = {path: spec for path, spec in wanted.items() if path not in params}
 
     def create() -> Params:
@@ -156,7 +172,8 @@ def load_tokenizer(config: dict) -> Tokenizer:
         return Tokenizer.load(locate(config["tokenizer"]))
     data = config[config["stages"][0]]["data"]
     source = make_source(data["source"], data["split"], **data.get("options", {}))
-    records = (source[i] for i in range(min(len(source), 4000)))
+    parts = source.parts.values() if isinstance(source, Mixture) else [source]
+    records = (part[i] for part in parts for i in range(min(len(part), 4000)))
     texts = (
         part.text
         for record in records
@@ -172,9 +189,18 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
     """The model of a run directory, as it stands after ``stage`` (default: the last one that has a
     checkpoint); or of an imported checkpoint, whose one stage is called ``imported``.
 
+    Returns:
+      (the run, the stage).
+
     Raises:
       FileNotFoundError: no run, or no checkpoint, is there.
     """
+    config, done = read_config(workdir, stage)
+    return restore(config, Path(workdir), done), done[-1]
+
+
+def read_config(workdir: Path, stage: str | None = None) -> tuple[dict, list[str]]:
+    """(config, stages up to the one wanted) of what `load_run` loads."""
     file = Path(workdir) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -182,7 +208,7 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
         )
     config = json.loads(file.read_text())
     if "format_version" in config:
-        return build(_as_run(config, Path(workdir))), "imported"
+        return _as_run(config, Path(workdir)), ["imported"]
     done = [name for name in config["stages"] if stage_directory(workdir, name).is_dir()]
     if stage is not None and stage not in done:
         raise FileNotFoundError(
@@ -192,13 +218,18 @@ def load_run(workdir: Path, stage: str | None = None) -> tuple[Run, str]:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet")
     done = done[: done.index(stage) + 1] if stage else done
     config["tokenizer"] = str(Path(workdir) / "tokenizer")
+    return config, done
+
+
+def restore(config: dict, workdir: Path, stages: Sequence[str]) -> Run:
+    """The model that ``config`` names, after these stages of the run in ``workdir``."""
     run = build(config)
-    for name in done:
+    for name in stages if stages != ["imported"] else ():
         trained, _ = read_trainable(str(stage_directory(workdir, name)))
         run.params.update(
             {path: place(x, run.params[path].sharding) for path, x in trained.items()}
         )
-    return run, done[-1]
+    return run
 
 
 def _as_run(header: dict, folder: Path) -> dict:
@@ -208,11 +239,9 @@ def _as_run(header: dict, folder: Path) -> dict:
             f"{folder} cannot be asked anything: it has no template or no tokenizer; import a "
             "whole system, from a language model's folder that has its tokenizer"
         )
-    clip = header["model"]["clip"]
-    question = dict(
-        data=dict(source="", split="", image_size=clip["vision"]["image_size"]),
-        template=header["template"],
-    )
+    system = make_system(header["system"], header["model"])
+    pictures = dict(image_size=system.image_size, preparation=system.preparation)
+    question = dict(data=dict(source="", split="", **pictures), template=header["template"])
     return dict(
         system=header["system"],
         variant=header["variant"],

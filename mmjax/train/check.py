@@ -5,11 +5,12 @@ from pathlib import Path
 
 from mmjax.data.check import LENGTH_HEAD, Pictures, SourceCheck, check_source
 from mmjax.data.features import FeatureStore
-from mmjax.data.sources import make_source
 from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.config import data_sections
 from mmjax.train.pages import write_data_page
 from mmjax.train.report import text_table
+
+_TRIED = 8  # records of each source, before anything is loaded
 
 
 def check_data(config: dict, out: Path) -> bool:
@@ -25,7 +26,7 @@ def check_data(config: dict, out: Path) -> bool:
     stored = config["features"] not in ("once", "step")
     features = FeatureStore(config["features"]) if stored else None
     checks: dict[str, SourceCheck] = {}
-    pictures: dict[int | None, Pictures] = {}
+    pictures = Pictures(features)
     for name, section in data_sections(config).items():
         data = section["data"]
         pipeline = make_pipeline(
@@ -37,9 +38,7 @@ def check_data(config: dict, out: Path) -> bool:
             max_bad_fraction=config.get("max_bad_fraction", 1e-3),
             generating=name not in config["stages"],
         )
-        size = data.get("image_size")
-        seen = pictures.setdefault(size, Pictures(size, features))
-        checks[name] = check_source(pipeline, seen)
+        checks[name] = check_source(pipeline, pictures)
         print(f"\n{name}: {_said(checks[name])}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "bad.jsonl").open("w") as file:
@@ -60,17 +59,27 @@ def check_data(config: dict, out: Path) -> bool:
 
 
 def open_sources(config: dict) -> None:
-    """Makes every source of ``config`` once, so that what is wrong with a late stage's data is said
-    before the first one trains.
+    """Makes every source of ``config`` once and tries its first records (not their pictures), so
+    that what is wrong with a late stage's data is said before weights are loaded.
 
     Raises:
-      ValueError: sources that do not exist or have bad records, all of them.
+      ValueError: sources that do not exist or have bad records, or whose first records all do not
+        fit the template; all of them.
     """
+    tokenizer = load_tokenizer(config)
     problems: dict[str, str] = {}
     for name, section in data_sections(config).items():
-        data = section["data"]
+        settings = dict(batch_size=1, seed=config["seed"], generating=name not in config["stages"])
         try:
-            make_source(data["source"], data["split"], **data.get("options", {}))
+            pipeline = make_pipeline(section["data"], section["template"], tokenizer, **settings)
+            tried = range(min(len(pipeline.source), _TRIED))
+            fits = [pipeline.examine(record, lambda media: None)[2] for record in tried]
+            if fits and not any(fits):
+                reasons = dict.fromkeys(entry["reason"] for entry in pipeline.quarantine)
+                raise ValueError(
+                    f"none of the first {len(fits)} records of {pipeline.source.name} can be used: "
+                    + "; ".join(reasons)
+                )
         except (ValueError, OSError, ModuleNotFoundError) as error:
             problems.setdefault(str(error), name)
     if problems:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmjax.data.images import PREPARATIONS
+from mmjax.data.sources.mixture import part_problem
 from mmjax.data.templates import from_json, to_json
 from mmjax.train import origin
 from mmjax.train.optim import OptimizerConfig
@@ -17,7 +19,7 @@ STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
     "eval save_every keep_checkpoints"
 ).split()
-DATA = "source split options lengths image_size weights overlong".split()
+DATA = "source split options lengths image_size pictures preparation weights overlong".split()
 QUESTIONS = "data template batch_size max_new_tokens".split()
 
 
@@ -58,6 +60,13 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
         problems += _stage_problems(stage, plain[stage])
     if plain.get("test"):
         problems += _questions_problems("test", plain["test"])
+    for name, section in data_sections(plain).items():
+        problems += _picture_problems(
+            f"{name}.data",
+            section["data"],
+            is_trained=name in plain["stages"],
+            features=plain["features"],
+        )
     return plain, problems + _origin_problems(plain)
 
 
@@ -79,6 +88,11 @@ def _stage_problems(name: str, stage: dict) -> list[str]:
     problems += _data_problems(f"{name}.data", stage["data"]) + _template_problems(
         name, stage["template"]
     )
+    if isinstance(stage["data"]["source"], dict) and not stage["data"].get("weights"):
+        problems.append(
+            f"{name}.data.source is a mixture: say how much of each in {name}.data.weights = "
+            f"dict({', '.join(f'{part}=...' for part in stage['data']['source'])})"
+        )
     for key in ("steps", "batch_size", "accumulation", "log_every", "keep_checkpoints"):
         if stage[key] < 1:
             problems.append(f"{name}.{key} is {stage[key]}, it must be at least 1")
@@ -105,11 +119,62 @@ def _questions_problems(name: str, section: dict) -> list[str]:
 
 def _data_problems(name: str, data: dict) -> list[str]:
     problems = _unknown(f"{name}.", data, DATA)
-    if not data["source"]:
+    problems += [
+        f"{key} is not set: give --config.{key}=jsonl:FILE or a data set's name"
+        for key in unset_sources(name, data)
+    ]
+    if not isinstance(data["source"], dict):
+        return problems
+    parts, weights = data["source"], data.get("weights")
+    wrong = {part: part_problem(value) for part, value in parts.items()}
+    problems += [f"{name}.source.{part}: {problem}" for part, problem in wrong.items() if problem]
+    if not parts:
+        problems.append(f"{name}.source is a mixture without parts")
+    if data.get("options"):
+        problems.append(f"{name}.options: the options of a mixture belong into its parts")
+    if weights and weights.keys() != parts.keys():
         problems.append(
-            f"{name}.source is not set: give --config.{name}.source=jsonl:FILE or a data set's name"
+            f"{name}.weights are of {', '.join(weights)}; the mixture is of {', '.join(parts)}"
         )
     return problems
+
+
+def _picture_problems(name: str, data: dict, *, is_trained: bool, features: str) -> list[str]:
+    problems = []
+    pictures, preparation = data.get("pictures", 1), data.get("preparation", "clip")
+    if not isinstance(pictures, int) or pictures < 0:
+        problems.append(
+            f"{name}.pictures is {pictures!r}, it must be a whole number, at least 0: places for "
+            "the pictures of a row"
+        )
+    if preparation not in PREPARATIONS:
+        problems.append(
+            f"{name}.preparation is {preparation!r}, it must be one of {', '.join(PREPARATIONS)}"
+        )
+    if preparation == "crop" and not is_trained:
+        problems.append(
+            f"{name}.preparation is 'crop', which is random and for training alone: questions are "
+            f"scored on whole pictures; give --config.{name}.preparation=squash, or clip"
+        )
+    if preparation == "crop" and is_trained and features != "step":
+        problems.append(
+            f"{name}.preparation is 'crop', which shows another part of a picture each time, so "
+            f"that features (now {features!r}) cannot be stored; give --config.features=step, or "
+            "squash or clip in place of crop"
+        )
+    return problems
+
+
+def unset_sources(name: str, data: dict) -> list[str]:
+    """Keys of the config that a user has yet to give, of the ``data`` section ``name``."""
+    source = data["source"]
+    if not isinstance(source, dict):
+        return [] if source else [f"{name}.source"]
+    return [
+        f"{name}.source.{part}.source"
+        for part, value in source.items()
+        if not part_problem(value) and not value["source"]
+    ]
 
 
 def _template_problems(name: str, template: dict) -> list[str]:

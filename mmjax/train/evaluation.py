@@ -8,9 +8,11 @@ import numpy as np
 
 from mmjax.data.batch import Batch
 from mmjax.data.features import FeatureStore
+from mmjax.data.templates import from_json
 from mmjax.evaluate.accuracy import Accuracy, score
 from mmjax.evaluate.runner import Prediction, predict
 from mmjax.generate.config import GenerationConfig
+from mmjax.generate.ending import Ending
 from mmjax.generate.generator import Generator
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import gather
@@ -41,13 +43,8 @@ def evaluate(
     pipeline = run.pipeline(
         section["data"], section["template"], batch_size=size, features=features, generating=True
     )
-    tokenizer = run.tokenizer
-    settings = dataclasses.replace(
-        decoding or greedy(section),
-        eos_tokens=(tokenizer.eos_id,),
-        pad_token=tokenizer.pad_id,
-        bos_token=tokenizer.bos_id,
-    )
+    ending = Ending(run.tokenizer, from_json(section["template"]))
+    settings = ending.applied(decoding or greedy(section))
     tower, generator = Tower(run.system, run.mesh, run.config), _generator(run.system, settings)
 
     def generate(params: Params, batch: Batch) -> jax.Array:
@@ -57,7 +54,7 @@ def evaluate(
     if without_picture:
         batches = ((_blank(batch), examples) for batch, examples in batches)
     predictions = list(
-        predict(generate, params, batches, pipeline.source, tokenizer, mesh=run.mesh)
+        predict(generate, params, batches, pipeline.source, ending.words, mesh=run.mesh)
     )
     if bad := gather(pipeline.quarantine):
         print(f"{len(bad)} records cannot be used and are not scored, e.g. {bad[0]}")
@@ -75,6 +72,12 @@ def question_section(config: dict, stage: str) -> dict:
     if stage == config["stages"][-1]:
         return config["test"]
     section = config[stage]["eval"]
+    if isinstance(parts := section["data"]["source"], dict):
+        if fixed := [name for name, part in parts.items() if "split" in part]:
+            raise ValueError(
+                f"{stage}.eval.data.source: {', '.join(fixed)} of the mixture have splits of their "
+                "own, so the stage cannot be tested on another one: leave out --stage"
+            )
     return section | {"data": section["data"] | {"split": config["test"]["data"]["split"]}}
 
 

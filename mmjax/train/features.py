@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import prepare
 from mmjax.data.sources import make_source
 from mmjax.nn.param import Params, specs
 from mmjax.parallel.distributed import first_says, story_folder, wait_for_all
@@ -34,7 +34,7 @@ def picture_features(
     before (`prepare_features`, or ``python -m conversion features``).
 
     Raises:
-      ValueError: the tower is to be trained, the sections ask for different picture sizes, or the
+      ValueError: the tower is to be trained, the sections ask for different pictures, or the
         features come from other weights or other preparation.
       FileNotFoundError: there is nothing in the folder.
       Stopped: while they were computed, there was an ``interruption``; what there is of them is
@@ -49,7 +49,7 @@ def picture_features(
         _compute(tower, run.params, run.config, folder, interruption)
     store = FeatureStore(folder)
     store.check(_fingerprint(tower, run.params, run.config))
-    shape = tower.row_shape(run.params, _image_size(run.config))
+    shape = tower.row_shape(run.params, _pictures(run.config)[0])
     if store.shape != shape:
         raise ValueError(
             f"a row of the features in {folder} has shape {store.shape}, the tower gives {shape}: "
@@ -113,7 +113,7 @@ def _compute(
             f"{config['system']} has no frozen tower to store features of; "
             "set config.features = 'step'"
         )
-    size = _image_size(config)
+    size, preparation = _pictures(config)
     sources = [
         make_source(data["source"], data["split"], **data.get("options", {}))
         for data in _data(config).values()
@@ -133,7 +133,7 @@ def _compute(
     ):
         compute_features(
             itertools.chain.from_iterable(media_of(source) for source in sources),
-            lambda item: clip_preprocess(load_image(item), size),
+            lambda item: prepare(item, size, preparation),
             features,
             writer,
             batch_size=tower.batch_size,
@@ -143,11 +143,12 @@ def _compute(
 
 def _fingerprint(tower: Tower, params: Params, config: dict) -> dict[str, str]:
     """All that a picture's features depend on, but for rounding."""
-    size = _image_size(config)
+    size, preparation = _pictures(config)
+    said = {"clip": "CLIP's preparation", "squash": "squashed"}[preparation]
     return {
         "weights": params_hash({path: params[path] for path in tower.paths}),
         "computation": str(tower.system.dtype),
-        "pictures": f"CLIP's preparation, {size}x{size}",
+        "pictures": f"{said}, {size}x{size}",
     }
 
 
@@ -162,13 +163,18 @@ def _made_by(tower: Tower) -> dict[str, str | int]:
     )
 
 
-def _image_size(config: dict) -> int:
-    sizes = {name: data["image_size"] for name, data in _data(config).items()}
-    if len(set(sizes.values())) != 1:
+def _pictures(config: dict) -> tuple[int, str]:
+    """(size, preparation), which must be the same ones in all sections."""
+    found = {
+        name: (data["image_size"], data.get("preparation", "clip"))
+        for name, data in _data(config).items()
+    }
+    if len(set(found.values())) != 1:
         raise ValueError(
-            f"stored features need one image_size in all data sections, they have {sizes}"
+            "stored features need one image_size and one preparation in all data sections, they "
+            f"have {found}; set them alike, or config.features = 'step'"
         )
-    return next(iter(sizes.values()))
+    return next(iter(found.values()))
 
 
 def _data(config: dict) -> dict[str, dict]:

@@ -1,6 +1,7 @@
 """The final test of a run: the table of its answers, and a page of samples."""
 
 from mmjax.data.features import FeatureStore
+from mmjax.data.sources.mixture import named
 from mmjax.evaluate.accuracy import is_right
 from mmjax.evaluate.runner import Prediction
 from mmjax.nn.param import Params
@@ -28,7 +29,8 @@ def final_test(
     bad_samples.note("test", steps, bad)
     writer.truncate_after(len(stages) - 1, steps)
     writer.write(metrics, stage_index=len(stages), stage="test", step=steps)
-    print(f"\nHeld-out questions ({section['data']['source']}, {section['data']['split']})\n")
+    source, split = named(section["data"]["source"]), section["data"]["split"]
+    print(f"\nHeld-out questions ({source}, {split})\n")
     print(accuracy_table(accuracy.kinds))
     shown = predictions[:: max(1, len(predictions) // _SHOWN)]
     write_samples(writer.path.with_name("samples.html"), [_sample(each) for each in shown])

@@ -34,7 +34,7 @@ from mmjax.train.build import (
     make_pipeline,
     stage_selection,
 )
-from mmjax.train.config import check
+from mmjax.train.config import check, unset_sources
 from mmjax.train.memory import device_memory
 from mmjax.train.metrics import human
 from mmjax.train.optim import OptimizerConfig, make_optimizer
@@ -219,18 +219,17 @@ class _OneToken:
 def sketch(section: dict) -> Batch:
     """One row of a stage's batch as far as its shapes go, made up without its data."""
     data = section["data"]
-    size, pictures = data.get("image_size"), ()
-    if size:
-        pictures = (Media("picture", Path("picture")),)
+    size, places = data.get("image_size"), data.get("pictures", 1)
+    pictures = [Media("picture", Path("picture"))] * (places if size else 0)
     turns = (Turn("user", (*pictures, Text("x"))), Turn("assistant", (Text("x"),)))
     example = Example("sketch", turns, {"kind": "x"})
     encoded = templates.from_json(section["template"]).encode(example, _OneToken())
     prefix, request, target = assemble([encoded], Lengths(**data["lengths"]), 0)
     batch = Batch(jnp.zeros(1, jnp.int32), target, prefix, request)
-    if not size:
+    if not pictures:
         return batch
-    index = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    frames = jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.uint8)
+    index = jax.ShapeDtypeStruct((1, places), jnp.int32)
+    frames = jax.ShapeDtypeStruct((1, places, size, size, 3), jnp.uint8)
     return dataclasses.replace(batch, frames=frames, frame_item=index, frame_time=index)
 
 
@@ -300,7 +299,7 @@ def _data(
                 f"{name}: a batch of {section['batch_size']} rows does not divide by data x fsdp = "
                 f"{num_row_shards(mesh)}: change {name}.batch_size, or the mesh"
             )
-        if not section["data"]["source"]:
+        if unset_sources(f"{name}.data", section["data"]):
             samples["text"].append(f"Data of {name}: no source is set")
             continue
         look = lambda n=name, s=section: _look(report, n, s, tokenizer, config, n in asked)  # noqa: E731

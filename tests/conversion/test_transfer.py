@@ -15,6 +15,7 @@ from conversion.store import load_imported, save_imported
 from conversion.transfer import save_hf
 from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import MEAN, STD, Clip
+from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.nn.param import merge, specs
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
@@ -167,7 +168,7 @@ def test_a_single_network_in_half_precision(tmp_path, system, request):
 
 def test_files_of_lavis_there_and_back(tmp_path, capsys):
     """The two files that LAVIS reads; they hold more than is used."""
-    config = Blip2Config.named("tiny")
+    config = Blip2Config.named("tiny", vision=EvaVitConfig.tiny(), norm_eps=1e-5)
     params = tiny.random_params(specs(Blip2(config)))
     header = {"system": "blip-2", "variant": "tiny", "model": config_to_dict(config)}
     save_imported(tmp_path / "made", header, params, {})

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmjax.data.example import BadSample, Media
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import clip_preprocess, crop_box, load_image, prepare
 from mmjax.models.clip import MEAN, STD
 
 
@@ -61,6 +61,84 @@ def test_clip_preprocess_equals_transformers(image_size, size):
         STD, np.float32
     )
     np.testing.assert_allclose(ours.transpose(2, 0, 1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("image_size", [(64, 64), (640, 480), (333, 500), (17, 1000), (5, 4)])
+def test_squash_is_pillows_resize(image_size):
+    """Which is what torchvision's Resize calls for a PIL image and a pair of sizes."""
+    image = photo(*image_size)
+    for size in (224, 33):
+        expected = np.asarray(image.resize((size, size), Image.BICUBIC))
+        np.testing.assert_array_equal(prepare(encoded(image), size, "squash"), expected)
+    torchvision = pytest.importorskip("torchvision")
+    modes = torchvision.transforms.InterpolationMode
+    resize = torchvision.transforms.Resize((224, 224), modes.BICUBIC)
+    np.testing.assert_array_equal(prepare(encoded(image), 224, "squash"), np.asarray(resize(image)))
+
+
+class Scripted:
+    """Draws that are given, with the ranges that were asked for."""
+
+    def __init__(self, *values):
+        self.values, self.asked = list(values), []
+
+    def uniform(self, low, high):
+        self.asked.append((low, high))
+        return self.values.pop(0)
+
+    def integers(self, high, endpoint):
+        assert endpoint
+        self.asked.append((0, high))
+        return self.values.pop(0)
+
+
+def test_crop_boxes_by_torchvisions_algorithm():
+    log = np.log(4 / 3)
+    draw = Scripted(0.5, log, 3, 6)  # share of the area, logarithm of the ratio, top, left
+    wide, high = round((2500 * 4 / 3) ** 0.5), round((2500 * 3 / 4) ** 0.5)
+    assert crop_box(100, 50, draw) == (6, 3, 6 + wide, 3 + high) == (6, 3, 64, 46)
+    assert draw.asked == [(0.5, 1.0), pytest.approx((-log, log)), (0, 50 - 43), (0, 100 - 58)]
+    # Nothing fits into a long strip: the middle of it, in the nearest ratio.
+    never = Scripted(*[1.0, 0.0] * 10)
+    assert crop_box(100, 10, never) == (43, 0, 43 + 13, 10) and not never.values
+    assert crop_box(10, 100, Scripted(*[1.0, 0.0] * 10)) == (0, 43, 10, 43 + 13)
+    late = Scripted(*[1.0, 0.0] * 9, 0.5, -log, 0, 1)
+    assert crop_box(60, 40, late) == (1, 0, 1 + 30, 40)
+
+
+def test_crop_boxes_as_torchvision_draws_them():
+    """The same numbers from torch's generator, if torchvision is there."""
+    torch = pytest.importorskip("torch")
+    transforms = pytest.importorskip("torchvision.transforms")
+
+    class FromTorch:
+        def uniform(self, low, high):
+            return torch.empty(1).uniform_(low, high).item()
+
+        def integers(self, high, endpoint):
+            return torch.randint(0, high + endpoint, size=(1,)).item()
+
+    for seed, size in enumerate([(640, 480), (100, 30), (30, 100), (50, 50)] * 5):
+        torch.manual_seed(seed)
+        left, top, right, bottom = crop_box(*size, FromTorch())
+        torch.manual_seed(seed)
+        expected = transforms.RandomResizedCrop.get_params(
+            Image.new("RGB", size), [0.5, 1.0], [3 / 4, 4 / 3]
+        )
+        assert (top, left, bottom - top, right - left) == expected
+
+
+def test_a_crop_is_a_resized_part():
+    image = photo(60, 45)
+    crop = prepare(encoded(image), 16, "crop", np.random.default_rng(3))
+    box = crop_box(60, 45, np.random.default_rng(3))
+    expected = np.asarray(image.crop(box).resize((16, 16), Image.BICUBIC))
+    np.testing.assert_array_equal(crop, expected)
+    assert box != (0, 0, 60, 45)
+    with pytest.raises(ValueError, match="give draw"):
+        prepare(encoded(image), 16, "crop")
+    with pytest.raises(ValueError, match="preparation is 'zoom', it must be one of clip, squash"):
+        prepare(encoded(image), 16, "zoom")
 
 
 def test_an_animation_gives_its_first_frame():

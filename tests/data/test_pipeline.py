@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -5,14 +7,22 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from mmjax.data.example import Example
+from mmjax.data.example import Example, Media
 from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
-from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.images import clip_preprocess, load_image, prepare
 from mmjax.data.pipeline import Pipeline, describe
 from mmjax.data.sequence import Lengths, Overlong
 from mmjax.data.sources import make_source
-from mmjax.data.templates import LMEyeCaption, LMEyeQuestion, PlainText
+from mmjax.data.templates import (
+    Encoded,
+    LMEyeCaption,
+    LMEyeQuestion,
+    PlainText,
+    Segment,
+    Template,
+)
 
 TEMPLATE = LMEyeQuestion(100, 101, num_responses=2)
 LENGTHS = Lengths(prefix=10, request=1, target=7)
@@ -52,13 +62,14 @@ def test_a_batch(source, tokenizer):
         "row 9\n"
         "prefix   <s> image : <media 0> what is this ?\n"
         "request  <request 0>\n"
-        "target   <response 0> <response 1> answer : [two] [</s>]"
+        "target   <response 0-1> answer : [two] [</s>]"
     )
 
 
 def test_describe_shows_weights_and_lines_without_prefix(listed, example, tokenizer):
     source = listed([example(0, question="what is")])
-    pipeline = make(source, tokenizer, template=PlainText(answer_weight=8), batch_size=1)
+    plain = PlainText(answer_weight=8)
+    pipeline = make(source, tokenizer, template=plain, batch_size=1, image_size=None)
     assert (
         describe(pipeline.batch_at(0), 0, tokenizer)
         == "row 0\ntarget   <s> [what] [is] [one x8] [</s> x8]"
@@ -215,6 +226,178 @@ def test_epoch_generating_needs_no_answers(listed, source, tokenizer):
         assert not batch.target.weights.any()
         assert batch.target.segments.sum(axis=1).tolist() == [4] * 8  # two slots and "answer :"
     assert not pipeline.quarantine
+
+
+@dataclasses.dataclass(frozen=True)
+class Album(Template):
+    """Any number of pictures, a question, an answer; ``part`` is where the pictures stand."""
+
+    part: str = "prefix"
+
+    def encode(self, example, tokenizer, *, generating=False):
+        pictures = [Segment((9,), slot=("media", i)) for i in range(len(example.media))]
+        question = Segment(tuple(tokenizer.encode(example.text("user"))))
+        answer = Segment(tuple(tokenizer.encode(example.text("assistant"))), is_target=True)
+        if self.part == "prefix":
+            return Encoded([Segment((8,)), answer], [*pictures, question], media=example.media)
+        prefix = [question] if self.part == "target after a prefix" else None
+        return Encoded([Segment((8,)), *pictures, answer], prefix, media=example.media)
+
+
+COUNTS = (2, 0, 3, 1, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def album(listed, example, pictures):
+    """Eight records with 2, 0, 3, 1 pictures and then none; pictures 0, 1, 2, ... in order."""
+    files = iter(pictures)
+    examples = []
+    for number, count in enumerate(COUNTS):
+        user, answer = example(number, question="what is").turns
+        shown = tuple(Media(str(file), file) for file in itertools.islice(files, count))
+        turns = (dataclasses.replace(user, parts=(*shown, *user.parts)), answer)
+        examples.append(Example(f"example {number}", turns, {"kind": "even"}))
+    return listed(examples)
+
+
+def make_album(source, tokenizer, **options):
+    options = dict(template=Album(), lengths=Lengths(prefix=6, target=3), pictures=3) | options
+    return make(source, tokenizer, shuffle=False, **options)
+
+
+def test_rows_with_several_pictures_and_with_none(album, tokenizer):
+    batch = make_album(album, tokenizer).batch_at(0)
+    assert batch.frames.shape == (4, 3, 8, 8, 3)
+    item = [[0, 1, -1], [-1, -1, -1], [0, 1, 2], [0, -1, -1]]
+    assert batch.frame_item.tolist() == item and batch.frame_item.dtype == np.int32
+    assert (batch.frame_time == -1).all() and batch.frame_time.shape == (4, 3)
+    for row, items in enumerate(item):
+        for place, number in enumerate(items):
+            frame = batch.frames[row, place]
+            first = sum(COUNTS[:row]) + place
+            assert (frame[..., 0] == (20 * first if number >= 0 else 0)).all()
+            assert (frame[..., 2] == (255 - first if number >= 0 else 0)).all()
+    slots = batch.prefix.slots["media"]
+    assert [slots[row][slots[row] >= 0].tolist() for row in range(4)] == [
+        [0, 1],
+        [],
+        [0, 1, 2],
+        [0],
+    ]
+    ((first, _), (second, examples)) = make_album(album, tokenizer).epoch(4)
+    assert_batches_equal(first, batch)
+    assert [each.id for each in examples] == [f"example {n}" for n in (4, 5, 6, 7)]
+    assert second.frames.shape == batch.frames.shape and not second.frames.any()
+
+
+def test_a_batch_without_any_picture_is_read_by_the_same_program(album, tokenizer):
+    for part in ("prefix", "target"):
+        pipeline = make_album(
+            album, tokenizer, template=Album(part), lengths=Lengths(prefix=6, target=6)
+        )
+        some, none = pipeline.batch_at(0), pipeline.batch_at(1)
+        assert jax.tree.structure(none) == jax.tree.structure(some)
+        assert jax.tree.map(np.shape, none) == jax.tree.map(np.shape, some)
+        assert (getattr(none, part).slots["media"] == -1).all()
+    elsewhere = Album("target after a prefix")
+    with pytest.raises(ValueError, match="Album puts pictures into the target: a template that"):
+        make_album(album, tokenizer, template=elsewhere).batch_at(0)
+
+
+def test_hosts_with_and_without_pictures_share_a_batch(album, tokenizer):
+    whole = make_album(album, tokenizer, batch_size=8).batch_at(0)
+    parts = [make_album(album, tokenizer, batch_size=8, host=(i, 2)).batch_at(0) for i in range(2)]
+    assert not parts[1].frames.any()
+    assert_batches_equal(concatenate(parts), whole)
+
+
+def test_more_pictures_than_places_are_overlong(album, tokenizer):
+    pipeline = make_album(album, tokenizer, pictures=2, lengths=Lengths(prefix=4, target=3))
+    batch = pipeline.batch_at(0)
+    assert batch.frames.shape == (4, 2, 8, 8, 3)
+    (entry,) = pipeline.quarantine
+    assert entry["id"] == "example 2" and entry["reason"] == (
+        "its prefix has 5 tokens, the limit is 4; it has 3 pictures, data.pictures is 2 "
+        "(raise the limits in data.lengths and data.pictures to keep it)"
+    )
+    strict = make_album(album, tokenizer, pictures=2, overlong="error")
+    with pytest.raises(
+        Overlong, match="it has 3 pictures, data.pictures is 2 .raise data.pictures"
+    ):
+        strict.batch_at(0)
+    nothing = make_album(album, tokenizer, pictures=0, batch_size=1)
+    assert nothing.batch_at(1).frames is None
+    nothing.batch_at(0)
+    assert [entry["id"] for entry in nothing.quarantine] == ["example 0"]
+
+
+@pytest.fixture
+def gradients(listed, example, tmp_path):
+    """Six records whose pictures are nowhere alike, so that a crop shows where it was taken."""
+    y, x = np.mgrid[:40, :60]
+    pixels = np.stack([4 * x, 6 * y, x + y], axis=-1).astype(np.uint8)
+    examples = []
+    for number in range(6):
+        Image.fromarray(np.roll(pixels, 9 * number, axis=1)).save(tmp_path / f"{number}.png")
+        examples.append(example(number, tmp_path / f"{number}.png"))
+    return listed(examples)
+
+
+def test_crops_depend_on_seed_and_position_alone(gradients, tokenizer):
+    def pipeline(**options):
+        return make(gradients, tokenizer, preparation="crop", image_size=16, **options)
+
+    whole = [pipeline().batch_at(step) for step in range(6)]
+    resumed = pipeline().iterate(start_step=3)
+    for step in (3, 4):
+        assert_batches_equal(next(resumed), whole[step])
+    for step in (0, 5):
+        hosts = [pipeline(host=(index, 2)).batch_at(step) for index in range(2)]
+        assert_batches_equal(concatenate(hosts), whole[step])
+    seen = {frame.tobytes() for batch in whole for frame in batch.frames[:, 0]}
+    assert len(seen) == 24, "each of four visits of a record shows another part"
+    in_order = [pipeline(shuffle=False, seed=seed).batch_at(0).frames for seed in (0, 1)]
+    assert (in_order[0] != in_order[1]).any()
+
+
+def test_pictures_of_a_row_are_cropped_apart_and_a_bad_one_changes_no_other(
+    gradients, example, tokenizer, tmp_path
+):
+    (turn, answer), media = gradients.examples[0].turns, gradients.examples[0].media[0]
+    twice = dataclasses.replace(turn, parts=(media, media, *turn.parts[1:]))
+    gradients.examples[0] = dataclasses.replace(gradients.examples[0], turns=(twice, answer))
+    options = dict(template=Album(), lengths=Lengths(prefix=6, target=3), pictures=2)
+    options |= dict(preparation="crop", image_size=16, shuffle=False)
+    first = make(gradients, tokenizer, **options).batch_at(0).frames
+    assert (first[0, 0] != first[0, 1]).any()
+    gradients.examples[1] = example(1, tmp_path / "missing.png")
+    second = make(gradients, tokenizer, **options).batch_at(0).frames
+    np.testing.assert_array_equal(first[[0, 2, 3]], second[[0, 2, 3]])
+
+
+def test_crops_are_for_training(gradients, tokenizer):
+    pipeline = make(gradients, tokenizer, preparation="crop")
+    with pytest.raises(ValueError, match="list is to be evaluated: preparation must be clip or"):
+        next(pipeline.epoch(4))
+    with pytest.raises(ValueError, match="'crop' .* nor with questions"):
+        make(gradients, tokenizer, preparation="crop", generating=True)
+    with pytest.raises(ValueError, match="preparation is 'zoom'"):
+        make(gradients, tokenizer, preparation="zoom")
+    squashed = make(gradients, tokenizer, preparation="squash", shuffle=False).batch_at(0).frames
+    expected = prepare(gradients.examples[2].media[0], 8, "squash")
+    np.testing.assert_array_equal(squashed[2, 0], expected)
+
+
+def test_features_of_several_pictures(album, tokenizer, tmp_path):
+    with FeatureWriter(tmp_path / "store", fingerprint=None) as writer:
+        keys = [media.key for media in media_of(album)]
+        writer.add(keys, 1 + np.arange(12, dtype=np.float16).reshape(6, 2))
+    store = FeatureStore(tmp_path / "store")
+    pipeline = make_album(album, tokenizer, features=store, image_size=None)
+    features = pipeline.batch_at(0).features
+    assert features.dtype == np.float16 and features.shape == (4, 3, 2)
+    assert features[..., 0].tolist() == [[1, 3, 0], [0, 0, 0], [5, 7, 9], [11, 0, 0]]
+    assert not pipeline.batch_at(1).features.any()
 
 
 def test_features_take_the_place_of_frames(source, tokenizer, tmp_path):

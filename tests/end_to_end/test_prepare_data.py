@@ -1,14 +1,20 @@
 """Data looked at before training: ``scripts/prepare_data.py``."""
 
 import json
+import os
 
 import pytest
 from end_to_end.conftest import short_config
 from end_to_end.short import ROOT
 from end_to_end.test_scripts import call
+from ml_collections import ConfigDict
 from PIL import Image
 
+from mmjax.data.sources import make_source
+from mmjax.train import plan
+from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.check import check_data
+from mmjax.train.features import prepare_features
 from mmjax.train.loop import train
 
 
@@ -75,6 +81,48 @@ def test_bad_lines_of_a_late_stage_stop_the_run_before_it_starts(rows, tmp_path)
     ):  # fmt: skip
         assert text in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_is_checked_sketched_and_read(rows, tmp_path, capsys):
+    """Own rows, one of them broken, and easy-VQA's questions, 1 : 3; from features and without."""
+    (tmp_path / "1.png").write_bytes(b"\x89PNG not really")
+    config = own_config(tmp_path, rows)
+    stage = config["instruct"]
+    own, asked = {"source": stage["data"]["source"]}, {"source": "easy-vqa?limit=50"}
+    stage["data"] |= {"source": {"own": own, "asked": asked}, "weights": {"own": 1, "asked": 3}}
+    assert check_data(config, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "60 records (50 asked, 10 own), " in said and "1 cannot be used" in said
+    report = str(plan.dry_run(ConfigDict(config)))
+    assert f"asked (easy-vqa/train) + own ({tmp_path}/own.jsonl), train: 60 records" in report
+    features = prepare_features(config, tmp_path / "features")
+    assert str(tmp_path / "2.png") in features and len(features.bad) == 1
+    for stored in (None, features):
+        pipeline = make_pipeline(
+            stage["data"], stage["template"], load_tokenizer(config), batch_size=8, seed=0,
+            features=stored,
+        )  # fmt: skip
+        batches = [pipeline.batch_at(step) for step in range(5)]  # all ten own rows
+        assert all((batch.features is None) == (stored is None) for batch in batches)
+        assert [(bad["id"], bad["row"]) for bad in pipeline.quarantine] == [("own.jsonl:2", 51)]
+
+
+def test_pairs_that_differ(tmp_path):
+    """Without the Q-Former that says what is ignored nothing is made; with one, a folder."""
+    script, out = ("scripts/prepare_data.py", "differences"), f"--out={tmp_path / 'pairs'}"
+    without = call(*script, out)
+    assert without.returncode == 1 and "Traceback" not in without.stderr
+    assert "differences needs --attention" in without.stderr and not (tmp_path / "pairs").exists()
+    attention = "--attention=data.edits_stub:CornerAttention"
+    paths = {"env": os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}}
+    settings = ["--split=dev", "--limit=6", "--kinds=swap,add", "--edits=2"]
+    made = call(*script, out, attention, *settings, **paths)
+    assert made.returncode == 0, made.stderr
+    assert "pairs is complete: 12 edits, 12 made, 0 skipped, 0 failed, 6 pictures" in made.stdout
+    assert "kinds: 6 add, 6 swap" in made.stdout
+    assert len(make_source(f"jsonl:{tmp_path}/pairs/pairs.jsonl", "train")) == 12
+    other = call(*script, out, attention, *settings[:-1], **paths)
+    assert other.returncode == 1 and "settings.edits: 2 there, 1 now" in other.stderr
 
 
 def test_the_script(tmp_path):

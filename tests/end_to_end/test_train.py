@@ -20,7 +20,7 @@ from mmjax.systems.registry import make_system
 from mmjax.train import loop
 from mmjax.train.build import build, load_run
 from mmjax.train.checkpoint import read_trainable
-from mmjax.train.config import resolve
+from mmjax.train.config import data_sections, resolve
 from mmjax.train.evaluation import evaluate, question_section
 from mmjax.train.features import picture_features, prepare_features
 from mmjax.train.interrupt import Stopped
@@ -208,6 +208,16 @@ def test_features_of_another_tower_are_refused(finished, tmp_path, capsys):
         run.params[path] = run.params[path] + 1
         with pytest.raises(ValueError, match=r"(?s)are not what this tower would give.*weights: "):
             picture_features(run, finished.workdir)
+    for section in data_sections(config).values():
+        section["data"] = section["data"] | {"preparation": "squash"}
+    with jax.set_mesh(run.mesh), pytest.raises(ValueError) as error:
+        picture_features(build(config), finished.workdir)
+    said = "pictures: CLIP's preparation, 64x64 there, squashed, 64x64 here"
+    assert said in str(error.value) and "weights: " not in str(error.value)
+    config["align"]["data"] = config["align"]["data"] | {"preparation": "clip"}
+    with pytest.raises(ValueError, match="one image_size and one preparation in all data sections"):
+        picture_features(dataclasses.replace(run, config=config), finished.workdir)
+    config = copy.deepcopy(finished.config)
     for width, message in ((3, r"shape \(3,\), the tower gives \(128,\)"), (128, None)):
         config["features"] = str(tmp_path / str(width))
         with FeatureWriter(config["features"], fingerprint=None) as writer:
@@ -278,8 +288,21 @@ def test_the_config_is_checked_at_once():
     wrong.instruct.stepz = 3
     wrong.instruct.accumulation = 7
     wrong.features = "nowhere"
-    with pytest.raises(ValueError, match=r"(?s)'nowhere'.*instruct\.stepz.*does not divide into 7"):
+    wrong.test.data.pictures = -1
+    wrong.align.data.preparation = wrong.instruct.eval.data.preparation = "crop"
+    wrong.instruct.data.preparation = "zoom"
+    with pytest.raises(ValueError) as error:
         resolve(wrong)
+    for problem in (
+        "features is 'nowhere'",
+        "instruct.stepz is read by nothing",
+        "does not divide into 7",
+        "test.data.pictures is -1, it must be a whole number, at least 0",
+        "instruct.data.preparation is 'zoom', it must be one of clip, squash, crop",
+        "align.data.preparation is 'crop', which shows another part of a picture each time",
+        "instruct.eval.data.preparation is 'crop', which is random and for training alone",
+    ):
+        assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("variant", ["llama-7b", "llama-13b", "vicuna-7b", "vicuna-13b"])

@@ -1,4 +1,5 @@
-"""Q-Former against transformers' `Blip2QFormerModel`: every layer, pads, text; its head."""
+"""Q-Former against transformers' `Blip2QFormerModel`: every layer, pads, text, captioning, where it
+looks; its head."""
 
 import dataclasses
 
@@ -132,6 +133,61 @@ def test_text_alone(theirs, params):
         np.testing.assert_allclose(mine[here], other[here], atol=1e-4, err_msg=f"output {number}")
 
 
+def test_a_caption_sees_queries_and_earlier_words(theirs, params):
+    """In two passes, what theirs does in one under a mask of who sees whom."""
+    model, words = theirs
+    sees = np.tril(np.ones((11, 11), np.int32))
+    sees[:6, :6] = 1
+    with torch.no_grad():
+        embeds = words(torch.tensor(TOKENS), query_embeds=torch.tensor(QUERIES))
+    seen = (sees * MASK[:, None] > 0)[:, None]
+    wanted = states_of(model, embeds, 6, seen)[-1]
+
+    @jax.jit
+    def caption(params, queries, tokens):
+        model = merge(QFormer(CONFIG), params)
+        states, past = model.look(model.embed(queries), image=IMAGE)
+        return states, model.write(model.embed(None, tokens), past, TEXT_MASK)
+
+    states, text = caption(params, QUERIES, TOKENS)
+    np.testing.assert_allclose(states, wanted[:, :6], atol=1e-4)
+    here = TEXT_MASK > 0
+    np.testing.assert_allclose(text[here], wanted[:, 6:][here], atol=1e-4)
+
+    other = caption(params, QUERIES, np.where(np.arange(5) < 3, TOKENS, (TOKENS + 1) % 19))[1]
+    np.testing.assert_array_equal(other[[0, 2], :3], text[[0, 2], :3])
+    assert not np.allclose(other[0, 3:], text[0, 3:])
+    elsewhere = caption(params, QUERIES[::-1], TOKENS)[1]
+    assert not np.allclose(elsewhere[0], text[0])
+
+
+def test_where_queries_look(theirs, params):
+    """Mean over queries, heads and the three layers that look; pads are not looked at."""
+    model, _ = theirs
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the others do not give probabilities
+    looks = [layer.crossattention for layer in model.encoder.layer if layer.has_cross_attention]
+    for image_mask in (None, IMAGE_MASK):
+        found = []
+        keep = lambda *args, found=found: found.append(args[2][1])  # noqa: E731
+        hooks = [look.attention.register_forward_hook(keep) for look in looks]
+        states_of(model, torch.tensor(QUERIES), 6, MASK[:, :6], image_mask)
+        for hook in hooks:
+            hook.remove()
+        wanted = torch.stack(found).mean((0, 2, 3)).numpy()
+        assert len(found) == 3 and wanted.shape == (3, 7)
+
+        @jax.jit
+        def look_at(params, image_segments=image_mask):
+            model = merge(QFormer(CONFIG), params)
+            queries = model.embed(QUERIES)
+            return model.attention_map(queries, image=IMAGE, image_segments=image_segments)
+
+        np.testing.assert_allclose(look_at(params), wanted, atol=1e-5)
+    model.set_attn_implementation(before)
+    assert wanted[1, 4:].max() < 1e-6 < wanted[1, :4].min()
+
+
 def test_the_text_head_is_berts():
     config = dataclasses.replace(CONFIG, text_head=True)
     params = tiny.random_params(specs(QFormer(config)))
@@ -173,6 +229,8 @@ def test_wrong_calls_are_refused():
     model = merge(QFormer(queries_only), tiny.random_params(specs(QFormer(queries_only))))
     with pytest.raises(ValueError, match="no text branch; give its config a vocab_size"):
         model.embed(QUERIES, TOKENS)
+    with pytest.raises(ValueError, match="no text branch; give its config a vocab_size"):
+        model.write(QUERIES, model.look(QUERIES, image=IMAGE)[1])
     with pytest.raises(ValueError, match="6 places, 4 of them queries"):
         model(QUERIES, num_queries=4, image=IMAGE)
     with pytest.raises(ValueError, match="give its states as image"):

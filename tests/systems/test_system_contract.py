@@ -25,7 +25,9 @@ from mmjax.generate.generator import Generator
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import put_rows, resolve
+from mmjax.systems.cheetor import CheetorConfig
 from mmjax.systems.foundation import LanguageModelConfig
+from mmjax.systems.minigpt4 import MiniGPT4Config
 from mmjax.systems.registry import SYSTEMS, make_system
 from mmjax.systems.system import System, config_to_dict
 from mmjax.train.optim import OptimizerConfig
@@ -67,6 +69,7 @@ def text_rows(count: int) -> list[Encoded]:
 
 LMEYE = tiny.lmeye_config()
 LMEYE_FILES = ("original/checkpoint.pth", "hf/language", "hf/clip")
+BLIP2_FILES = ("original/checkpoint.pth", "hf/blip-2", "hf/language")
 CASES = {
     "lmeye": Case(
         LMEYE,
@@ -75,6 +78,22 @@ CASES = {
         frame_size=8,
         frozen=r"clip\..*|language\..*",
         files=LMEYE_FILES,
+    ),
+    "minigpt4": Case(
+        MiniGPT4Config(tiny.llama_config(), tiny.blip2_config()),
+        tiny.picture_rows,
+        Lengths(target=18),
+        frame_size=8,
+        frozen=r"blip2\..*|language\..*",
+        files=BLIP2_FILES,
+    ),
+    "cheetor": Case(
+        CheetorConfig(tiny.llama_config(num_layers=4), tiny.blip2_config(), update_layer=2),
+        lambda count: tiny.picture_rows(count, guided=True),
+        Lengths(target=18),
+        frame_size=8,
+        frozen=r"blip2\..*|language\..*|projection\..*",
+        files=BLIP2_FILES,
     ),
     "language_model": Case(
         LanguageModelConfig(tiny.llama_config()),

@@ -11,29 +11,35 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     easy-vqa-multi         questions about several pictures (task=question), or what differs between
                            two (task=difference)
     easy-vqa-multi-text    documents for the tiny language model that reads several pictures
+    easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
+    demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
-Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``.
+Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. Several sources are
+one where the name is a mapping, see `mmjax.data.sources.mixture`.
 """
 
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mmjax.data.example import Example
+from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
+from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
+from mmjax.data.sources.mixture import Mixture, part_problem
 from mmjax.data.sources.tfds import Tfds
 
 
@@ -53,6 +59,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-pairs": EasyVQAPairs,
     "easy-vqa-multi": EasyVQAMulti,
     "easy-vqa-multi-text": EasyVQAMultiText,
+    "easy-vqa-differences": EasyVQADifferences,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
 FILES: dict[str, Callable[..., Source]] = {
@@ -60,22 +67,27 @@ FILES: dict[str, Callable[..., Source]] = {
     "llava": Llava,
     "lmeye": LMEyeChunks,
     "lmeye-v1": LMEyeById,
+    "demon": Demon,
 }
 
 
-def make_source(name: str, split: str, **options: Any) -> Source:
+def make_source(name: str | Mapping[str, Mapping], split: str, **options: Any) -> Source:
     """The source called ``name``.
 
     Args:
       name: one of the above, options included or not; ``{split}`` in a path is replaced, and a path
-        without it is read whatever the split.
+        without it is read whatever the split. Or a mixture: name -> dict(source=, split=, options=)
+        of each part, the last two if need be.
       split: ``train``, ``dev`` or ``test``; with tfds, what the data set has.
       options: the source's own.
 
     Raises:
-      ValueError: no such source or option; lists those there are.
+      ValueError: no such source or option (lists those there are); of a mixture, whatever is wrong
+        with its parts, all of it.
     """
-    name, more = _options_in(name)
+    if isinstance(name, Mapping):
+        return _mixed(name, split, options)
+    name, more = options_in(name)
     options |= more
     kind, colon, where = name.partition(":")
     if colon and kind in FILES:
@@ -91,13 +103,32 @@ def make_source(name: str, split: str, **options: Any) -> Source:
     raise ValueError(f"no source named {name!r}; {hint}known: {', '.join(known)}")
 
 
-def _options_in(name: str) -> tuple[str, dict[str, Any]]:
+def options_in(name: str) -> tuple[str, dict[str, Any]]:
     """``NAME?key=value&key=value`` taken apart; digits are numbers."""
     found = re.fullmatch(r"(.*?)\?(\w+=[^&]*(?:&\w+=[^&]*)*)", name, flags=re.DOTALL)
     if found is None:
         return name, {}
     pairs = [pair.partition("=") for pair in found[2].split("&")]
     return found[1], {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+
+
+def _mixed(parts: Mapping[str, Mapping], split: str, options: Mapping[str, Any]) -> Mixture:
+    problems = ["a mixture's parts have the options, not the mixture"] if options else []
+    problems += [] if parts else ["a mixture without parts"]
+    made = {}
+    for name, part in parts.items():
+        if wrong := part_problem(part):
+            problems.append(f"{name}: {wrong}")
+            continue
+        try:
+            made[name] = make_source(
+                part["source"], part.get("split", split), **part.get("options", {})
+            )
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return Mixture(made)
 
 
 def _made(make: Callable[..., Source], name: str, *arguments: str, **options: Any) -> Source:

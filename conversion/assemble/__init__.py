@@ -1,0 +1,102 @@
+"""How systems and networks are put together from checkpoints of others, and taken apart again: one
+`Assembly` for each, in `conversion.assemble.registry`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from conversion.engine import ConversionError
+from conversion.io import Source
+from conversion.rules import Table
+from mmjax.data.templates import Template
+
+SIZES = ("vocab_size", "num_layers", "embed_dim", "mlp_dim", "num_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What an import may be asked for.
+
+    Attributes:
+      variant: a published size, which the sources must have; None = whatever they have.
+      upstream_embedding_img_bug: load as LMEye's own loaders do (LMEye reference, Q6).
+    """
+
+    variant: str | None = None
+    upstream_embedding_img_bug: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """What sources make together.
+
+    Attributes:
+      parts: tables, each with the source that it reads, in the order of who fills and who is
+        compared (see `conversion.engine.plan`).
+      template: how the system is asked.
+      tokenizer: a folder that has the language model's, perhaps.
+      notices: what a reader of the report should know.
+    """
+
+    config: Any
+    model: nnx.Module
+    parts: Sequence[tuple[Table, Source]]
+    template: Template | None = None
+    tokenizer: Path | None = None
+    notices: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchFile:
+    """A file of the originals. ``paths`` (regex): the parameters that are in it; ``container``: the
+    key that they are below, or None."""
+
+    paths: str
+    table: Table
+    container: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder for transformers. ``paths`` as above, ``config``: its config.json."""
+
+    paths: str
+    table: Table
+    config: Mapping[str, Any]
+    has_tokenizer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """
+    Attributes:
+      config: of the model.
+      assemble: (opened sources, options) -> what they make; raises SourceError or ConversionError.
+      original: (config, stage) -> name -> file; None where the originals' format is transformers'.
+      folders: config -> name -> folder.
+    """
+
+    config: type
+    assemble: Callable[[Sequence[Source], Options], Assembled]
+    original: Callable[[Any, int], Mapping[str, TorchFile]] | None
+    folders: Callable[[Any], Mapping[str, Folder]]
+
+
+def tokenizer_of(source: Source) -> Path:
+    """The folder that may hold the tokenizer of a language model with a config."""
+    return Path(source.config.get("tokenizer", source.name))
+
+
+def check_sizes(pairs: Mapping[str, tuple[Any, Any]], sizes: Sequence[str] = SIZES) -> None:
+    """Raises ConversionError unless all pairs (wanted by the variant, given), by the name of the
+    part, have the same sizes."""
+    if problems := [
+        f"{part}.{size} is {getattr(given, size)}, the variant has {getattr(wanted, size)}"
+        for part, (wanted, given) in pairs.items()
+        for size in sizes
+        if getattr(wanted, size, None) != getattr(given, size, None)
+    ]:
+        raise ConversionError("the sources are of another size than the variant", problems)

@@ -1,0 +1,93 @@
+"""Networks alone: Hugging Face folders, and BLIP-2 in the two files that LAVIS reads."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from conversion.assemble import Assembled, Assembly, Folder, Options, TorchFile, tokenizer_of
+from conversion.huggingface import NETWORKS, NetworkConfig, network_of
+from conversion.io import Source, SourceError
+from conversion.tables import blip2, eva_vit
+from mmjax.models.blip2 import Blip2, Blip2Config
+
+
+def folder_of(config: NetworkConfig) -> Folder:
+    """The network as transformers has it."""
+    network = next(n for n in NETWORKS.values() if isinstance(config, n.config))
+    is_language = network is NETWORKS["llama"]
+    return Folder(r".*", network.table, network.to_hf(config), has_tokenizer=is_language)
+
+
+def as_lavis(config: Blip2Config) -> Blip2Config:
+    """With what LAVIS's files hold: keys without a bias, and LAVIS's epsilon behind the tower."""
+    vision = dataclasses.replace(config.vision, key_bias=False)
+    return dataclasses.replace(config, vision=vision, norm_eps=Blip2Config.norm_eps)
+
+
+def _from_folder(name: str, opened: Sequence[Source], options: Options) -> Assembled:
+    if options.variant is not None:
+        raise SourceError(f"{name} has no variants; its config.json gives the sizes")
+    if len(opened) != 1:
+        raise SourceError(
+            f"{name} is imported from one Hugging Face folder, not from {len(opened)} sources"
+        )
+    (source,) = opened
+    if (found := network_of(source.config, source.name)) != name:
+        raise SourceError(f"{source.name}: holds a {found}, not a {name}")
+    network = NETWORKS[name]
+    config = network.from_hf(source.config)
+    tokenizer = tokenizer_of(source) if name == "llama" else None
+    return Assembled(config, network.model(config), [(network.table, source)], tokenizer=tokenizer)
+
+
+def _blip2(opened: Sequence[Source], options: Options) -> Assembled:
+    if all(source.config is not None for source in opened):
+        return _from_folder("blip-2", opened, options)
+    if options.variant is None:
+        raise SourceError("LAVIS's files do not tell how many heads there are; give --variant")
+    config = as_lavis(Blip2Config.named(options.variant))
+    tables = {
+        "vision": eva_vit.EVA.under(path_prefix="vision.") + eva_vit.EVA_FILE_REST,
+        "rest": blip2.BRIDGE + blip2.BRIDGE_FILE_REST,
+    }
+    roles = {"vision": "patch_embed.proj.weight", "rest": "query_tokens"}
+    parts = {}
+    for source in opened:
+        role = next((role for role, key in roles.items() if key in source.entries), None)
+        if role is None:
+            raise SourceError(
+                f"{source.name}: neither an EVA ViT ({roles['vision']}) nor LAVIS's BLIP-2 "
+                f"({roles['rest']})"
+            )
+        if role in parts:
+            raise SourceError(f"{parts[role].name} and {source.name} hold the same part")
+        parts[role] = source
+    if len(parts) < len(roles):
+        raise SourceError(
+            "BLIP-2 of LAVIS is made of two files, an EVA ViT and a BLIP-2; "
+            f"given: {', '.join(source.name for source in opened)}"
+        )
+    named = [(tables[role], dataclasses.replace(part, name=role)) for role, part in parts.items()]
+    return Assembled(config, Blip2(config), named)
+
+
+def _lavis_files(config: Blip2Config, stage: int) -> dict[str, TorchFile]:
+    del config, stage
+    tower = eva_vit.EVA.under(path_prefix="vision.")
+    return {
+        "eva_vit.pth": TorchFile(r"vision\..*", tower, container=None),
+        "blip2.pth": TorchFile(r"(?!vision\.).*", blip2.BRIDGE, container="model"),
+    }
+
+
+def _assembly(name: str, *, assemble=None, original=None) -> Assembly:
+    return Assembly(
+        config=NETWORKS[name].config,
+        assemble=assemble or functools.partial(_from_folder, name),
+        original=original,
+        folders=lambda config: {"": folder_of(config)},
+    )
+
+
+LLAMA, CLIP = _assembly("llama"), _assembly("clip")
+BLIP2 = _assembly("blip-2", assemble=_blip2, original=_lavis_files)

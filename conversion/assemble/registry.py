@@ -1,0 +1,15 @@
+"""What `import` and `export` know, by the name that ``--system`` calls it."""
+
+from conversion.assemble import Assembly
+from conversion.assemble.lmeye import LMEYE
+from conversion.assemble.networks import BLIP2, CLIP, LLAMA
+from conversion.assemble.pictures import CHEETOR, MINIGPT4
+
+ASSEMBLIES: dict[str, Assembly] = {
+    "lmeye": LMEYE,
+    "minigpt4": MINIGPT4,
+    "cheetor": CHEETOR,
+    "llama": LLAMA,
+    "clip": CLIP,
+    "blip-2": BLIP2,
+}

@@ -1,0 +1,149 @@
+"""A file of JSON lines that survives being killed at any moment.
+
+    OUT.origin.json   what the lines are made from: inputs, settings, model
+    OUT.partial       the lines so far; the last one may be cut short
+    OUT               all of them: OUT.partial, renamed in one step
+
+The origin stays beside the finished file: it tells how the lines were made, and a start with
+anything else is refused then, too, instead of being told that all is done.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class ResumableFile:
+    """Lines that are only ever added.
+
+    Attributes:
+      num_lines: whole lines so far.
+      is_complete: whether nothing is left to do.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        origin: Mapping[str, Any],
+        *,
+        writes: bool = True,
+        wait: Callable[[], None] = lambda: None,
+    ):
+        """Goes on with what is there; a line cut short is dropped.
+
+        Args:
+          out: the file.
+          origin: JSON-able; all that the lines depend on.
+          writes: False in a process that only keeps count, while another one writes.
+          wait: for all processes to come here.
+
+        Raises:
+          ValueError: what is there was made from something else, or nobody knows from what.
+        """
+        self._out = out
+        self._partial = out.with_name(f"{out.name}.partial")
+        described = out.with_name(f"{out.name}.origin.json")
+        self.num_lines = 0
+        self.is_complete = out.exists()
+        self._file = None
+        started = out if self.is_complete else self._partial
+        has_lines = self.is_complete or (started.exists() and started.stat().st_size > 0)
+        whole = 0
+        if has_lines:
+            _check_origin(started, described, origin)
+            for line in _whole_lines(started):
+                whole += len(line)
+                self.count(json.loads(line))
+        wait()  # nobody writes before all have read
+        if writes and not self.is_complete:
+            if not has_lines:
+                write_json(described, origin)
+            self._file = self._partial.open("ab")
+            self._file.truncate(whole)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Returns when they are on disk."""
+        for row in rows:
+            self.count(row)
+        if self._file is not None:
+            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All lines so far."""
+        for line in _whole_lines(self._out if self.is_complete else self._partial):
+            yield json.loads(line)
+
+    def finish(self) -> None:
+        """All lines are there."""
+        self.is_complete = True
+        if self._file is not None:
+            self._file.close()
+            os.replace(self._partial, self._out)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Called with each line, found or added; subclasses keep figures."""
+        self.num_lines += 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`."""
+    write_bytes(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """In one step: the file is whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Up to the first that is cut short, or was not yet on disk when the power failed."""
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                is_whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+            except ValueError:
+                is_whole = False
+            if not is_whole:
+                return
+            yield line
+
+
+def _check_origin(started: Path, described: Path, origin: Mapping[str, Any]) -> None:
+    if not described.is_file():
+        raise ValueError(
+            f"{started} exists, and no {described.name} beside it says what it was made from: "
+            "give another --out, or move it away"
+        )
+    there, here = (_flat(x) for x in (json.loads(described.read_text()), _plain(origin)))
+    changed = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    if changed:
+        lines = [
+            f"{key}: {there.get(key)!r:.200} there, {here.get(key)!r:.200} now" for key in changed
+        ]
+        raise ValueError(
+            f"{started} was made from something else; give another --out, or delete {started.name} "
+            f"and {described.name} to start anew:\n  " + "\n  ".join(lines)
+        )
+
+
+def _plain(origin: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(origin))  # as it is read back: lists for tuples
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    found: dict[str, Any] = {}
+    for key, below in value.items():
+        found |= _flat(below, f"{prefix}{key}.")
+    return found
