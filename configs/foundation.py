@@ -65,7 +65,8 @@ def get_config(variant: str = "llama") -> ConfigDict:
         config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny(vocab_size=66)))
         config.tokenizer = "words"
         template = PlainText(answer_weight=8.0)
-        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=72))
+        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=78))
+        data |= dict(options=dict(num_documents=200_000))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "clip":
         model = ContrastiveConfig.named("tiny")
@@ -120,19 +121,25 @@ def get_config(variant: str = "llama") -> ConfigDict:
             config.pretrain.copy_and_resolve_references(),
         )
         config.words.steps = 1000
-        config.words.data.options = dict(shuffled=0.5)
+        config.words.data.options = dict(data.get("options", {}), shuffled=0.5)
         del config.pretrain
     if variant == "llama-multi":
-        graded = dict(graded=True, num_documents=2000)
-        questions = dict(
-            template=to_json(template),
-            batch_size=256,
-            max_new_tokens=24,
-            data=dict(source="easy-vqa-multi-text", lengths=dict(target=72)),
+        # What is copied from one picture is soon copied from one of several; at once it takes long.
+        config.stages = ("single", *config.stages)
+        config.single = config.captions.copy_and_resolve_references()
+        config.single.steps = 800
+        config.single.data.update(
+            lengths=dict(target=48),
+            weights=dict(single=0.6, caption=0.4, question=0.0, difference=0.0, description=0.0),
         )
-        for stage, told in (("captions", graded), ("words", graded | dict(shuffled=1))):
-            config[stage].eval = questions | dict(
-                data=questions["data"] | dict(split="dev", options=told)
+        config.single.data.options.max_words = 48
+        for stage, told in (("captions", 0), ("words", 1)):
+            options = dict(graded=True, num_documents=2000, shuffled=told)
+            config[stage].eval = dict(
+                data=data | dict(split="dev", options=options),
+                template=to_json(template),
+                batch_size=256,
+                max_new_tokens=24,
             )
-            config[stage].update(eval_every=500, eval_at_end=True)
+            config[stage].eval_at_end = True
     return config

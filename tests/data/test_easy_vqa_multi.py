@@ -1,12 +1,22 @@
 import collections
 import functools
 import re
+from pathlib import Path
 
 import pytest
 
+import mmjax
 from mmjax.data.example import Media, Text
 from mmjax.data.sources import make_source
-from mmjax.data.sources.easy_vqa import COLOURS, SHAPES, captioned, picture, questions
+from mmjax.data.sources.easy_vqa import (
+    COLOURS,
+    NUM_FORMS,
+    SHAPES,
+    Facts,
+    captioned,
+    picture,
+    questions,
+)
 from mmjax.data.sources.easy_vqa_multi import (
     DESCRIBE_DIFFERENCE,
     DIFFERENCES,
@@ -15,6 +25,10 @@ from mmjax.data.sources.easy_vqa_multi import (
     EasyVQAMulti,
 )
 from mmjax.data.sources.easy_vqa_multi_text import EDITS, EasyVQAMultiText
+from mmjax.data.templates import PlainText
+from mmjax.data.tokenizer import Tokenizer
+
+ASSET = Path(mmjax.__file__).parent / "assets" / "tiny" / "llama-multi"
 
 SPLITS = ("train", "dev", "test")
 FACTS = ("colour", "shape", "size", "row", "column")
@@ -285,15 +299,53 @@ def test_a_document_has_the_layout_of_a_prompt():
         turns = source[i].turns
         first = turns[0].parts[0].text
         assert 1 <= first.count("Image: ") <= 4 and "Answer:" in first
-        if task == "caption":
-            assert len(turns) == 1
-            assert re.fullmatch(
-                r"Image: [^.]+\.( describe the picture\.)?\nAnswer: [^.]+\.", first
-            ), first
-            continue
+        assert task != "caption" or described(first, turns[1].parts[0].text)
         assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
         for turn in turns[2::2]:
             assert re.fullmatch(r" [^.:]+\?\nAnswer:", turn.parts[0].text)
     graded = EasyVQAMultiText("dev", num_documents=400, graded=True)
     assert "caption" not in graded.kinds
     assert {len(graded[i].turns) for i in range(400)} == {2}
+
+
+def test_documents_fit_and_the_shipped_words_cover_all_tasks():
+    """Also easy-VQA's own questions and captions, and the sentences about edited pictures."""
+    tokenizer = Tokenizer.load(ASSET)
+    unknown = tokenizer.encode("unheard-of")[0]
+    template = PlainText()
+    for split in SPLITS:
+        for options in (dict(), dict(shuffled=1), dict(graded=True)):
+            source = EasyVQAMultiText(split, 200, **options)
+            for i in range(len(source)):
+                encoded = template.encode(source[i], tokenizer)
+                tokens = [token for segment in encoded.target for token in segment.ids]
+                assert len(tokens) <= 78 and unknown not in tokens
+    texts = {f"{asked.question} {asked.answer}" for s in SPLITS for asked in questions(s)}
+    facts = [Facts(c, s, "large", "middle", "right") for c in COLOURS for s in (*SHAPES, None)]
+    texts |= {one.caption(form, details=True) for one in facts for form in range(NUM_FORMS)}
+    texts |= {
+        sentence.format(f"{c} {s}", c)
+        for sentence in (*DIFFERENCES.values(), *EDITS.values(), DESCRIBE_DIFFERENCE)
+        for c in COLOURS
+        for s in SHAPES
+    }
+    texts |= {part.text for source in _both_tasks() for part in source if isinstance(part, Text)}
+    assert not [text for text in texts if unknown in tokenizer.encode(text)]
+    assert unknown in tokenizer.encode("a purple circle")
+
+
+def _both_tasks():
+    for task in ("question", "difference"):
+        source = EasyVQAMulti("train", task, 300)
+        for i in range(len(source)):
+            yield [part for turn in source[i].turns for part in turn.parts]
+
+
+def described(asked: str, answer: str) -> bool:
+    """Whether ``answer`` says nothing but what ``asked`` says of the picture to be described."""
+    captions = re.findall(r"Image: ([^.]*)\.", asked)
+    which = [i for i, ordinal in enumerate(ORDINALS) if f"describe the {ordinal} pic" in asked]
+    assert which or len(captions) == 1
+    facts = {*COLOURS, *SHAPES, *PLACES, "small", "medium", "large", "middle", "center"}
+    told = set(captions[which[0] if which else 0].split()) & facts
+    return set(re.findall(r"\w+", answer)) & facts <= told

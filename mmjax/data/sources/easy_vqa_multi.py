@@ -309,6 +309,10 @@ def _from_anywhere(numbers: list[int], rng: random.Random) -> Iterator[int]:
 
 
 def _laid_out(text: str, shown: Sequence[int], rng: random.Random) -> tuple[int | str, ...]:
-    """The text behind the pictures, or elsewhere: before one of them."""
-    place = len(shown) if rng.random() < BEHIND else rng.randrange(len(shown))
+    place = place_of_text(len(shown), rng)
     return (*shown[:place], text, *shown[place:])
+
+
+def place_of_text(num_pictures: int, rng: random.Random) -> int:
+    """How many pictures stand before the text: often all of them."""
+    return num_pictures if rng.random() < BEHIND else rng.randrange(num_pictures)

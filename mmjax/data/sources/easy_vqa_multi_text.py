@@ -11,6 +11,7 @@ picture's vectors: each part of the user's turn after the other, a blank between
                  caption says "no shape"), one added shape (a caption of both)
     single       a picture and its own questions in easy-VQA
     caption      a picture, perhaps "describe the picture.", and another caption of it
+    description  several pictures, "describe the second picture.", and another caption of that
 """
 
 import random
@@ -28,11 +29,13 @@ from mmjax.data.sources.easy_vqa_multi import (
     Record,
     ask_at,
     ask_which,
+    place_of_text,
 )
 from mmjax.data.sources.easy_vqa_text import by_kinds
 
-PROPORTIONS = {"question": 60, "difference": 15, "single": 15, "caption": 10}
-"""Relative frequencies of the tasks."""
+PROPORTIONS = {"question": 45, "difference": 15, "single": 15, "caption": 10, "description": 15}
+"""Relative frequencies of the tasks. Descriptions, all of whose words are copied, teach soonest
+which picture to look at."""
 
 EDITS = {
     "delete": "there is a {} in the first picture and no shape in the second picture.",
@@ -63,7 +66,7 @@ class EasyVQAMultiText:
         self,
         split: Literal["train", "dev", "test"] = "train",
         num_documents: int = 50_000,
-        max_words: int = 72,
+        max_words: int = 78,
         shuffled: float = 0.0,
         graded: bool = False,
         seed: int = 0,
@@ -77,21 +80,23 @@ class EasyVQAMultiText:
             while they fit.
           shuffled: how often a document's pictures are told by the words of a caption in any
             order, some of them repeated, as a set of vectors tells them.
-          graded: for evaluation: no captions, and one question a document, whose kind and answer
-            are the example's ``info``.
+          graded: for evaluation: no captions or descriptions, and one question a document, whose
+            kind and answer are the example's ``info``.
           seed: of all choices.
         """
         self.name = f"easy-vqa-multi-text/{split}"
         self._asked = EasyVQAMulti(split, "question", num_documents, seed)
         self._differences = EasyVQAMulti(split, "difference", num_documents, seed)
         self._facts = self._asked.facts
+        self._numbers = list(self._facts)
         self._own = {number: [] for number in self._facts}
         for question in questions(split):
             if question.picture in self._own:
                 self._own[question.picture].append(question)
         self._max_words, self._shuffled, self._graded = max_words, shuffled, graded
         self._seed, self.notices = seed, self._asked.notices
-        weights = {task: w for task, w in PROPORTIONS.items() if not graded or task != "caption"}
+        free = ("caption", "description") if graded else ()
+        weights = {task: share for task, share in PROPORTIONS.items() if task not in free}
         self.kinds: Sequence[str] = random.Random(f"{seed}/tasks").choices(
             list(weights), list(weights.values()), k=num_documents
         )
@@ -102,8 +107,9 @@ class EasyVQAMultiText:
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"{self._seed}/words/{index}")
         task, name = self.kinds[index], f"{self.name}/{index}"
-        if task == "caption":
-            return Example(name, self._caption(rng), {"kind": task})
+        if task in ("caption", "description"):
+            number = 1 if task == "caption" else rng.randint(2, 4)
+            return Example(name, self._caption(number, rng), {"kind": task})
         if task == "question":
             record = self._asked.record(index)
             scenes = {number: (self._facts[number],) for number in record.pictures}
@@ -112,7 +118,7 @@ class EasyVQAMultiText:
             record, scenes = self._difference(index, rng)
             further = iter(())
         else:
-            number = rng.choice(list(self._facts))
+            number = rng.choice(self._numbers)
             first, *others = by_kinds(self._own[number], rng)
             record = Record(first.kind, (number, first.question), first.answer)
             scenes = {number: (self._facts[number],)}
@@ -131,7 +137,9 @@ class EasyVQAMultiText:
         shuffled = rng.random() < self._shuffled
         details = record.kind in ("which size", "which place", "resize", "move")
         pieces = [
-            part if isinstance(part, str) else shown(scenes[part], rng, shuffled, details)
+            part
+            if isinstance(part, str)
+            else shown(scenes[part], rng, shuffled, details or rng.random() < DETAILS)
             for part in record.parts
         ]
         turns = _exchange(" ".join(pieces), record.answer)
@@ -148,7 +156,7 @@ class EasyVQAMultiText:
         if kind in DIFFERENCES:
             record = self._differences.record(index)
             return record, {number: (self._facts[number],) for number in record.pictures}
-        original = self._facts[rng.choice(list(self._facts))]
+        original = self._facts[rng.choice(self._numbers)]
         if kind == "delete":
             changed, scenes = original, {0: (original,), 1: ()}
         else:
@@ -159,17 +167,29 @@ class EasyVQAMultiText:
         answer = EDITS[kind].format(f"{changed.colour} {changed.shape}")
         return Record(kind, (0, 1, DESCRIBE_DIFFERENCE), answer), scenes
 
-    def _caption(self, rng: random.Random) -> tuple[Turn, ...]:
-        scene = (self._facts[rng.choice(list(self._facts))],)
-        seen = shown(scene, rng, rng.random() < self._shuffled, False)
-        asked = rng.choice((seen, f"{seen} {DESCRIBE}"))
-        return (Turn("user", (Text(f"{asked}{CUE} {_caption(scene[0], rng)}."),)),)
+    def _caption(self, number: int, rng: random.Random) -> tuple[Turn, ...]:
+        """That many pictures, and another caption of one of them, which tells no more."""
+        facts = [self._facts[picture] for picture in rng.sample(self._numbers, number)]
+        told = [rng.random() < DETAILS for _ in facts]
+        shuffled = rng.random() < self._shuffled
+        pieces = [
+            shown((one,), rng, shuffled, details) for one, details in zip(facts, told, strict=True)
+        ]
+        which = rng.randrange(number)
+        if number > 1:
+            text = f"describe the {ORDINALS[which]} picture."
+            pieces.insert(place_of_text(number, rng), text)
+        elif rng.random() < 0.5:
+            pieces.append(DESCRIBE)
+        details = told[which] and rng.random() < DETAILS
+        answer = facts[which].caption(rng.randrange(NUM_FORMS), details=details)
+        return _exchange(" ".join(pieces), answer)
 
 
 def shown(scene: Scene, rng: random.Random, shuffled: bool, details: bool) -> str:
     """``Image: CAPTION.``, or ``Image: `` and words of it in any order, some of them repeated.
 
-    ``details``: size and place have to be told.
+    ``details``: size and place are told.
     """
     return f"Image: {(_words if shuffled else _sentence)(scene, rng, details)}."
 
@@ -177,8 +197,9 @@ def shown(scene: Scene, rng: random.Random, shuffled: bool, details: bool) -> st
 def _sentence(scene: Scene, rng: random.Random, details: bool) -> str:
     if not scene:
         return rng.choice(_EMPTY)
-    first, *others = (_caption(facts, rng, details, i) for i, facts in enumerate(scene))
-    return " and ".join((first, *others))
+    forms = (rng.randrange(NUM_FORMS), *[0] * (len(scene) - 1))
+    told = (facts.caption(form, details=details) for facts, form in zip(scene, forms, strict=True))
+    return " and ".join(caption.removesuffix(".") for caption in told)
 
 
 def _words(scene: Scene, rng: random.Random, details: bool) -> str:
@@ -189,12 +210,6 @@ def _words(scene: Scene, rng: random.Random, details: bool) -> str:
         words += [word for word in places if details or rng.random() < 0.5]
     words += rng.choices(words, k=rng.randint(0, max(0, NUM_VECTORS - len(words))))
     return " ".join(rng.sample(words, len(words)))
-
-
-def _caption(facts: Facts, rng: random.Random, details: bool = False, number: int = 0) -> str:
-    """Without full stop; the ``number``-th of a sentence has its simplest form unless first."""
-    form = 0 if number else rng.randrange(NUM_FORMS)
-    return facts.caption(form, details=details or rng.random() < DETAILS).removesuffix(".")
 
 
 def _further(facts: Sequence[Facts], rng: random.Random) -> Iterator[tuple[str, str]]:
