@@ -15,7 +15,9 @@ from conversion.huggingface import blip2_from_hf, config_from_hf, config_to_hf
 from conversion.io import SourceError, read
 from conversion.tables import blip2 as tables
 from conversion.transfer import save_hf
-from conversion.weights import load_weights
+from conversion.weights import load_weights, locate
+from mmjax.data.images import clip_preprocess, load_image
+from mmjax.data.sources.easy_vqa import COLOURS, SHAPES, captioned, picture
 from mmjax.models.blip2 import Blip2, Blip2Config
 from mmjax.models.clip import MEAN, STD
 from mmjax.models.eva_vit import EvaVitConfig
@@ -23,6 +25,7 @@ from mmjax.models.qformer import QFormerConfig
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.mesh import make_abstract_mesh
 from mmjax.parallel.sharding import PRESETS, REPLICATE_BELOW, resolve
+from mmjax.systems.foundation import Blip2Pretraining, Blip2PretrainingConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -124,6 +127,40 @@ def test_what_a_folder_must_not_have():
         config_to_hf(dataclasses.replace(config, qformer=odd))
     with pytest.raises(ValueError, match="128 wide, the Q-Former looks at states of width 64"):
         Blip2Config.tiny(qformer=QFormerConfig.tiny(image_dim=64))
+
+
+def test_the_shipped_tower_tells_colours_and_shapes():
+    """By a linear layer, fitted to a few training pictures, on a few that were held out; of all
+    pictures it tells more than 98 %."""
+    config = config_from_hf(locate("asset:tiny/blip2"))
+    assert config == Blip2Config.tiny()
+    system = specs(Blip2Pretraining(Blip2PretrainingConfig.named("tiny")))
+    own = {f"blip2.{path}" for path in specs(Blip2(config))}
+    loaded = load_weights(
+        {"blip2": "asset:tiny/blip2"}, {path: system[path] for path in own}, dtype=np.float32
+    )
+    params = {path.removeprefix("blip2."): x for path, x in loaded.items()}
+    see = jax.jit(lambda frames: ask(merge(Blip2(config), params), frames))
+    known = {}
+    for split, count in (("train", 256), ("dev", 64)):
+        facts = [(n, fact) for n, fact in captioned(split) if fact.colour and fact.shape][:count]
+        frames = [clip_preprocess(load_image(picture(split, number)), 64) for number, _ in facts]
+        states = [see(np.stack(frames[i : i + 64])) for i in range(0, count, 64)]
+        known[split] = np.concatenate(states).reshape(count, -1), [fact for _, fact in facts]
+    (x, facts), (held_out, others) = known["train"], known["dev"]
+    centre, gram = x.mean(0), (x - x.mean(0)) @ (x - x.mean(0)).T
+    for name, words in (("colour", COLOURS), ("shape", SHAPES)):
+        said = np.array([words.index(getattr(fact, name)) for fact in facts])
+        wanted = np.array([words.index(getattr(fact, name)) for fact in others])
+        fitted = np.linalg.solve(
+            gram + 10 * np.eye(len(gram)), np.eye(len(words))[said] - 1 / len(words)
+        )
+        scores = (held_out - centre) @ ((x - centre).T @ fitted)
+        assert (scores.argmax(1) == wanted).mean() > 0.9, name
+
+
+def ask(model: Blip2, frames):
+    return model.query(model.image_features(frames, np.float32))
 
 
 def test_published_sizes():
