@@ -27,7 +27,13 @@ from mmjax.train.check import check_data
 from mmjax.train.config import resolve
 from mmjax.train.features import prepare_features
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/<system>.py[:variant]")
+CONFIG = config_flags.DEFINE_config_file(  # what a config leaves to its default can be given, too
+    "config",
+    None,
+    "configs/<system>.py[:variant]",
+    lock_config=False,
+    accept_new_attributes=True,
+)
 OUT = flags.DEFINE_string("out", None, "folder for the results; runs/data-check for check")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "where tensorflow-datasets keeps data sets")
 define_differences()

@@ -17,7 +17,13 @@ from mmjax.train.config import resolve
 from mmjax.train.loop import train
 from mmjax.train.plan import dry_run
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "configs/<system>.py[:variant]")
+CONFIG = config_flags.DEFINE_config_file(  # what a config leaves to its default can be given, too
+    "config",
+    None,
+    "configs/<system>.py[:variant]",
+    lock_config=False,
+    accept_new_attributes=True,
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory; runs/<system>-<variant> by default")
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "say what the run needs and whether it would start, at any size; then exit"

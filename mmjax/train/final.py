@@ -8,7 +8,7 @@ from mmjax.nn.param import Params
 from mmjax.train.build import Run
 from mmjax.train.evaluation import evaluate
 from mmjax.train.metrics import MetricsWriter
-from mmjax.train.pages import picture_of, write_samples
+from mmjax.train.pages import picture_or_none, write_samples
 from mmjax.train.quarantine import BadSamples
 from mmjax.train.report import accuracy_table
 
@@ -40,7 +40,7 @@ def final_test(
 def _sample(prediction: Prediction) -> dict:
     example = prediction.example
     return dict(
-        image=picture_of(example),
+        images=[picture_or_none(media) for media in example.media],
         question=example.text("user"),
         answer=prediction.answer,
         truth=example.info["answer"],

@@ -121,8 +121,11 @@ def _near(pattern: str, paths: Sequence[str]) -> str:
     return "the top-level modules are " + ", ".join(sorted({path.split(".")[0] for path in paths}))
 
 
+SCHEDULES = ("constant", "linear", "cosine", "lavis")
+
+
 def schedule(
-    kind: Literal["constant", "linear", "cosine"],
+    kind: Literal["constant", "linear", "cosine", "lavis"],
     peak: float,
     *,
     steps: int,
@@ -134,7 +137,9 @@ def schedule(
 
     Args:
       kind: what follows the warm-up: ``peak`` for ever, or a straight line or half a cosine from it
-        to ``end``.
+        to ``end``. ``lavis`` is a cosine that began with step 0: where the warm-up ends, the rate
+        jumps to where that cosine is by then (MiniGPT-4 reference, section 7). LAVIS begins a
+        warm-up of more than an epoch anew in each, which is left out.
       peak: the highest rate.
       steps: optimizer steps of the whole run, warm-up included; later steps keep the last rate.
       warmup: steps of linear rise. The rate of step i is start + (peak - start) * i / warmup, so
@@ -145,9 +150,9 @@ def schedule(
     Raises:
       ValueError: if the numbers do not fit together.
     """
-    if kind not in ("constant", "linear", "cosine"):
+    if kind not in SCHEDULES:
         raise ValueError(
-            f"the learning-rate schedule is {kind!r}, it must be constant, linear or cosine"
+            f"the learning-rate schedule is {kind!r}, it must be one of {', '.join(SCHEDULES)}"
         )
     if steps < 1:
         raise ValueError(f"a schedule needs at least 1 step, got steps={steps}")
@@ -161,13 +166,17 @@ def schedule(
             f"learning rates must not be negative, got peak={peak}, start={start}, end={end}"
         )
 
-    floor = end if kind != "constant" and warmup < steps else peak
+    floor = end if kind == "lavis" or (kind != "constant" and warmup < steps) else peak
+    first = 0 if kind == "lavis" else warmup  # step of the decay's full height
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         rising = start + (peak - start) * step / max(warmup, 1)
-        progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        left = 0.5 + 0.5 * jnp.cos(jnp.pi * progress) if kind == "cosine" else 1 - progress
+        if kind == "lavis":
+            rising = jnp.minimum(rising, peak)
+        progress = jnp.clip((step - first) / max(steps - first, 1), 0.0, 1.0)
+        is_line = kind in ("constant", "linear")
+        left = 1 - progress if is_line else 0.5 + 0.5 * jnp.cos(jnp.pi * progress)
         return jnp.where(step < warmup, rising, floor + (peak - floor) * left)
 
     return rate
@@ -179,7 +188,7 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: the peak.
-      schedule: ``constant``, ``linear`` or ``cosine``, see `schedule`.
+      schedule: ``constant``, ``linear``, ``cosine`` or ``lavis``, see `schedule`.
       warmup_steps: optimizer steps of linear rise.
       start_learning_rate: rate at step 0 when there is a warm-up.
       end_learning_rate: rate at the end of a decay.
@@ -188,7 +197,7 @@ class OptimizerConfig:
       eps: added to the root of the second moment.
       weight_decay: decoupled, times the learning rate, on every trained leaf...
       decay_exclude: ...but those whose whole path matches this regular expression; "" excludes
-        none.
+        none. LAVIS leaves out biases and norms: ``.*(bias|scale)``.
       clip_norm: largest global norm of the gradients; None leaves them as they are.
     """
 

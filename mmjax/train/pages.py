@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mmjax.data.check import LENGTH_HEAD, CheckedSample, SourceCheck
-from mmjax.data.example import BadSample, Example, Media
+from mmjax.data.example import BadSample, Media
 from mmjax.data.images import load_image
 from mmjax.data.pipeline import Word
 
@@ -72,7 +72,7 @@ _GRID = """<main class="grid">
 </main>"""
 
 _CARD = """<article>
-{picture}
+{pictures}
 <div class="text">
 <div class="kind">{kind}</div>
 <div class="question">{question}</div>
@@ -89,7 +89,7 @@ def write_samples(
 
     Args:
       path_html: where to.
-      rows: mappings with ``image`` (PIL image, path, or None where there is no picture),
+      rows: mappings with ``images`` (PIL images, paths, or None for those that are not there),
         ``question``, ``answer``, ``truth``, ``kind`` and ``correct`` (bool).
       title: heading of the page.
     """
@@ -101,8 +101,8 @@ def write_samples(
             else '<div class="mark wrong">✗ wrong</div>'
         )
         text = {key: html.escape(str(row[key])) for key in ("kind", "question", "answer", "truth")}
-        picture = _picture(row["image"], f"picture {number}")
-        cards.append(_CARD.format(picture=picture, mark=mark, **text))
+        pictures = "\n".join(_picture(image, f"picture {number}") for image in row["images"])
+        cards.append(_CARD.format(pictures=pictures, mark=mark, **text))
     correct = sum(bool(row["correct"]) for row in rows)
     summary = f"{correct} of {len(rows)} answers are correct."
     body = _GRID.format(cards="\n".join(cards))
@@ -161,11 +161,6 @@ def _row_card(sample: CheckedSample) -> str:
     return _ROW_CARD.format(
         pictures="\n".join(pictures), name=html.escape(sample.example.id), rows=rows
     )
-
-
-def picture_of(example: Example) -> Image.Image | None:
-    """The first picture of ``example``, if it can be shown."""
-    return picture_or_none(example.media[0]) if example.media else None
 
 
 def picture_or_none(media: Media) -> Image.Image | None:

@@ -1,5 +1,7 @@
 """Which parameters train, learning-rate schedules, and AdamW against torch's."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,9 @@ import optax
 import pytest
 import torch
 
+from mmjax.models.blip2 import Blip2, Blip2Config
+from mmjax.nn.dense import Linear
+from mmjax.nn.param import specs
 from mmjax.train.optim import (
     OptimizerConfig,
     TrainRule,
@@ -99,6 +104,10 @@ def test_rules_are_checked(rule, message):
             "cosine",
             [0.1, 0.55, 1.0, 0.2 + 0.4 * (1 + 0.5**0.5), 0.6, 0.2 + 0.4 * (1 - 0.5**0.5), 0.2, 0.2],
         ),
+        (  # cos(pi * t / 6) of t = 2, 3, 4, 5, 6: 1/2, 0, -1/2, -sqrt(3)/2, -1
+            "lavis",
+            [0.1, 0.55, 0.8, 0.6, 0.4, 0.2 + 0.4 * (1 - 0.75**0.5), 0.2, 0.2],
+        ),
     ],
 )
 def test_schedules(kind, expected):
@@ -112,6 +121,44 @@ def test_schedules_without_warmup_and_with_nothing_else():
     np.testing.assert_allclose(rate(np.arange(6)), [0, 0.25, 0.5, 0.75, 1.0, 1.0])
 
 
+def test_lavis_schedule_of_minigpt4():
+    """Stage 2 of the paper's recipe, by the formula of `LinearWarmupCosineLRScheduler`."""
+    init, least, start, warmup, total = 3e-5, 1e-5, 1e-6, 200, 1000
+
+    def wanted(step: int) -> float:
+        if step < warmup:
+            return min(init, start + (init - start) * step / warmup)
+        return (init - least) * 0.5 * (1 + math.cos(math.pi * step / total)) + least
+
+    rate = schedule("lavis", init, steps=total, warmup=warmup, start=start, end=least)
+    steps = [0, 1, 100, 199, 200, 201, 500, 999]
+    np.testing.assert_allclose(rate(np.array(steps)), [wanted(s) for s in steps], rtol=2e-6)
+    assert rate(200) < rate(199), "the rate falls where the warm-up ends"
+    high = schedule("lavis", 1.0, steps=4, warmup=2, start=3.0)
+    assert high(0) == high(1) == 1.0, "a warm-up from above the peak stays at the peak"
+
+
+def test_lavis_decay_is_that_of_parameters_with_two_dimensions():
+    """Its rule (fewer than 2 dimensions, or named bias, ln, bn: no decay) by our paths, in which
+    layers of a stack have one dimension more."""
+    config = OptimizerConfig(
+        learning_rate=1.0, schedule="constant", weight_decay=0.5, decay_exclude=".*(bias|scale)"
+    )
+    wanted = specs(Blip2(Blip2Config.tiny()))
+    wanted |= {
+        f"projection.{name}": spec for name, spec in specs(Linear(3, 4, axes=2 * (None,))).items()
+    }
+    assert {"projection.bias", "projection.kernel", "norm.scale", "queries"} <= wanted.keys()
+    params = {path: jnp.ones((2,) * len(spec.shape)) for path, spec in wanted.items()}
+    optimizer = make_optimizer(config, dict.fromkeys(params, 1.0), 10)
+    still = {path: jnp.zeros_like(x) for path, x in params.items()}
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    for path, spec in wanted.items():
+        dimensions = len(spec.shape) - (spec.axes[0] == "layers")
+        one_by_one = path == "vision.class_embedding"  # in torch [1 1 d]
+        assert (updates[path] != 0).all() == (dimensions > 1 or one_by_one), path
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
@@ -123,7 +170,7 @@ def test_schedules_without_warmup_and_with_nothing_else():
 def test_impossible_schedules_are_refused(numbers, message):
     with pytest.raises(ValueError, match=message):
         schedule("cosine", 1e-3, **numbers)
-    with pytest.raises(ValueError, match="constant, linear or cosine"):
+    with pytest.raises(ValueError, match="one of constant, linear, cosine, lavis"):
         schedule("step", 1e-3, steps=1)
 
 

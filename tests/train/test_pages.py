@@ -39,7 +39,7 @@ def test_samples(tmp_path):
     small = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
     Image.new("RGBA", (900, 300), "red").save(tmp_path / "large.png")
     row = {
-        "image": small,
+        "images": [small],
         "question": "<b>What</b> & {x}?",
         "answer": "</dd><script>",
         "truth": "a",
@@ -47,7 +47,7 @@ def test_samples(tmp_path):
     }
     rows = [
         row | {"correct": False},
-        row | {"image": tmp_path / "large.png", "answer": "a", "correct": True},
+        row | {"images": [tmp_path / "large.png", None], "answer": "a", "correct": True},
     ]
     write_samples(tmp_path / "samples.html", rows, title="lmeye <tiny>")
     page = Page((tmp_path / "samples.html").read_text(encoding="utf-8"))
@@ -60,6 +60,7 @@ def test_samples(tmp_path):
         "✗ wrong",
     ):
         assert text in page.text
+    assert page.text.count("no picture: picture 2") == 1, "all pictures of a row are shown"
     assert page.text.index("✗ wrong") < page.text.index("✓ correct")
     pictures = [
         Image.open(io.BytesIO(base64.b64decode(image["src"].partition("base64,")[2])))
