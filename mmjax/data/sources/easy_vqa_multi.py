@@ -130,7 +130,9 @@ class Record:
 
     @property
     def question(self) -> str:
-        return " ".join(part for part in self.parts if isinstance(part, str))
+        """The text that is not a picture's number."""
+        (text,) = {part for part in self.parts if isinstance(part, str)}.difference(ORDINALS)
+        return text
 
 
 class _Album:
