@@ -65,7 +65,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
         config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny(vocab_size=66)))
         config.tokenizer = "words"
         template = PlainText(answer_weight=8.0)
-        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=78))
+        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=82))
         data |= dict(options=dict(num_documents=200_000))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "clip":

@@ -1,5 +1,6 @@
 import collections
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mmjax.data.sources.easy_vqa import (
     questions,
 )
 from mmjax.data.sources.easy_vqa_multi import (
+    DESCRIBE,
     DESCRIBE_DIFFERENCE,
     DIFFERENCES,
     KINDS,
@@ -45,21 +47,26 @@ def test_a_question_interleaves_pictures_and_texts():
     for i in range(len(source)):
         example, record = source[i], source.record(i)
         asked = example.turns[0]
-        texts = [part for part in asked.parts if isinstance(part, Text)]
-        assert 2 <= len(example.media) <= 4 and len(texts) == 1
+        texts = [part.text for part in asked.parts if isinstance(part, Text)]
+        numbered = [text for text in texts if text in ORDINALS]
+        (question,) = (text for text in texts if text not in ORDINALS)
+        assert 2 <= len(example.media) <= 4
         assert [media.key for media in example.media] == [
             picture("dev", number).key for number in record.pictures
         ]
         assert len(set(record.pictures)) == len(record.pictures)
+        number = 0 if source.kinds[i].startswith("same") else len(example.media)
+        assert numbered == list(ORDINALS[:number])
+        for before, after in itertools.pairwise(asked.parts):
+            assert before not in map(Text, ORDINALS) or isinstance(after, Media)
         assert example.info == {
-            "question": texts[0].text,
+            "question": question,
             "answer": example.text("assistant"),
             "kind": source.kinds[i],
         }
-        place = asked.parts.index(texts[0])
-        places[
-            "before" if not place else "after" if asked.parts[-1] is texts[0] else "between"
-        ] += 1
+        place = asked.parts.index(Text(question))
+        last = place == len(asked.parts) - 1
+        places["before" if not place else "after" if last else "between"] += 1
     assert places["after"] > places["before"] + places["between"]
     assert min(places.values()) > 20
 
@@ -239,9 +246,21 @@ def test_pictures_left_out_are_counted():
         assert notice.startswith(f"{left_out} pictures are left out") and f"{shown:,} are" in notice
 
 
+def test_captions_of_single_pictures():
+    known = dict(captioned("dev"))
+    source = EasyVQAMulti("dev", "caption", 200)
+    for i in range(len(source)):
+        number, request = source.record(i).parts
+        assert request == DESCRIBE and len(source[i].media) == 1
+        forms = [(form, details) for form in range(NUM_FORMS) for details in (True, False)]
+        captions = [known[number].caption(form, details=details) for form, details in forms]
+        assert source[i].text("assistant") in captions
+    assert len({source.record(i).pictures for i in range(200)}) > 130
+
+
 def test_unknown_task():
-    with pytest.raises(ValueError, match="task must be .*'caption'; captions of single"):
-        make_source("easy-vqa-multi", "dev", task="caption")
+    with pytest.raises(ValueError, match="task must be one of question, difference, caption, got"):
+        make_source("easy-vqa-multi", "dev", task="answer")
 
 
 @pytest.mark.parametrize("shuffled", [0, 1])
@@ -294,17 +313,19 @@ def test_documents_about_edited_pictures():
 
 def test_a_document_has_the_layout_of_a_prompt():
     source = EasyVQAMultiText("dev", num_documents=400)
-    assert set(source.kinds) == {"question", "difference", "single", "caption"}
+    assert set(source.kinds) == {"question", "difference", "single", "caption", "description"}
     for i, task in enumerate(source.kinds):
         turns = source[i].turns
         first = turns[0].parts[0].text
-        assert 1 <= first.count("Image: ") <= 4 and "Answer:" in first
-        assert task != "caption" or described(first, turns[1].parts[0].text)
+        assert 1 <= first.count("Image: ") <= 4
+        assert "Answer:" in first or task == "caption"
+        if task in ("caption", "description"):
+            assert described(first, turns[1].parts[0].text)
         assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
         for turn in turns[2::2]:
             assert re.fullmatch(r" [^.:]+\?\nAnswer:", turn.parts[0].text)
     graded = EasyVQAMultiText("dev", num_documents=400, graded=True)
-    assert "caption" not in graded.kinds
+    assert set(graded.kinds) == {"question", "difference", "single"}
     assert {len(graded[i].turns) for i in range(400)} == {2}
 
 
@@ -319,7 +340,7 @@ def test_documents_fit_and_the_shipped_words_cover_all_tasks():
             for i in range(len(source)):
                 encoded = template.encode(source[i], tokenizer)
                 tokens = [token for segment in encoded.target for token in segment.ids]
-                assert len(tokens) <= 78 and unknown not in tokens
+                assert len(tokens) <= 82 and unknown not in tokens
     texts = {f"{asked.question} {asked.answer}" for s in SPLITS for asked in questions(s)}
     facts = [Facts(c, s, "large", "middle", "right") for c in COLOURS for s in (*SHAPES, None)]
     texts |= {one.caption(form, details=True) for one in facts for form in range(NUM_FORMS)}
@@ -329,13 +350,13 @@ def test_documents_fit_and_the_shipped_words_cover_all_tasks():
         for c in COLOURS
         for s in SHAPES
     }
-    texts |= {part.text for source in _both_tasks() for part in source if isinstance(part, Text)}
+    texts |= {part.text for source in _all_tasks() for part in source if isinstance(part, Text)}
     assert not [text for text in texts if unknown in tokenizer.encode(text)]
     assert unknown in tokenizer.encode("a purple circle")
 
 
-def _both_tasks():
-    for task in ("question", "difference"):
+def _all_tasks():
+    for task in ("question", "difference", "caption"):
         source = EasyVQAMulti("train", task, 300)
         for i in range(len(source)):
             yield [part for turn in source[i].turns for part in turn.parts]

@@ -1,6 +1,11 @@
 """Two to four easy-VQA pictures with a question about all of them, made on the fly: what a model
 that reads several pictures (Cheetor) learns from at tiny size.
 
+    first [picture] second [picture] third [picture] which picture is different in color?
+
+The question may also stand before or between the pictures; their numbers are told where the
+question or the answer has one.
+
     kind            question (one wording of several)                answer
     same colour     do both pictures contain the same color?         yes | no
     same shape      do both pictures contain the same shape?         yes | no
@@ -22,6 +27,9 @@ far apart (small or large, left or right, top or bottom).
     modify          the shape is red in the first picture and blue in the second picture.
     swap            there is a circle in the first picture and a triangle in the second picture.
     resize, move    as modify, of size (small, large) and place (at the left, ...)
+
+    kind            one picture, and "Describe the picture."
+    caption         a caption, as the source ``easy-vqa`` has them
 """
 
 import dataclasses
@@ -32,10 +40,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mmjax.data.example import Example, Text, Turn
-from mmjax.data.sources.easy_vqa import COLOURS, SHAPES, captioned, picture, questions
+from mmjax.data.sources.easy_vqa import COLOURS, NUM_FORMS, SHAPES, captioned, picture, questions
 
 ORDINALS = ("first", "second", "third", "fourth")
 
+DESCRIBE = "Describe the picture."
+DETAILS = 0.6  # of the captions tell size and place
 DESCRIBE_DIFFERENCE = "Describe the difference between the pictures."
 _CHANGED = "the shape is {0} in the first picture and {1} in the second picture."
 DIFFERENCES = {
@@ -105,9 +115,9 @@ class Record:
     """A question, or a difference, before its pictures are looked at.
 
     Attributes:
-      kind: one of `KINDS` or `DIFFERENCES`.
+      kind: one of `KINDS` or `DIFFERENCES`, or ``caption``.
       parts: of the user's turn, in order; a number is a picture's.
-      answer: one word, or a sentence about a difference.
+      answer: one word, or a sentence.
     """
 
     kind: str
@@ -120,7 +130,9 @@ class Record:
 
     @property
     def question(self) -> str:
-        return " ".join(part for part in self.parts if isinstance(part, str))
+        """The text that is not a picture's number."""
+        (text,) = {part for part in self.parts if isinstance(part, str)}.difference(ORDINALS)
+        return text
 
 
 class _Album:
@@ -135,6 +147,7 @@ class _Album:
         known = captioned(split)
         self.facts = {number: fact for number, fact in known if fact.colour and fact.shape}
         self.num_left_out = len({asked.picture for asked in questions(split)}) - len(self.facts)
+        self._all = list(self.facts.items())
         self._with: dict[tuple[str, str], set[int]] = {}
         for number, fact in self.facts.items():
             for pair in dataclasses.asdict(fact).items():
@@ -157,7 +170,7 @@ class _Album:
             shown.append(
                 next(n for n in _from_anywhere(self.showing(facts), rng) if n not in shown)
             )
-        return Record(kind, _laid_out(text, shown, rng), answer)
+        return Record(kind, laid_out(text, shown, rng, numbered="same" not in kind), answer)
 
     def difference(self, kind: str, rng: random.Random) -> Record:
         """Two pictures that differ in one of the five facts, and `DIFFERENCES` of ``kind``."""
@@ -174,15 +187,18 @@ class _Album:
         answer = DIFFERENCES[kind].format(*said)
         return Record(kind, (first, rng.choice(alike), DESCRIBE_DIFFERENCE), answer)
 
+    def caption(self, kind: str, rng: random.Random) -> Record:
+        number, facts = rng.choice(self._all)
+        caption = facts.caption(rng.randrange(NUM_FORMS), details=rng.random() < DETAILS)
+        return Record(kind, (number, DESCRIBE), caption)
+
 
 class EasyVQAMulti:
-    """Questions about several pictures, or differences between two; record i depends on ``seed``
-    and i alone.
-
-    Captions of single pictures are those of ``easy-vqa`` (``task=caption``).
+    """Questions about several pictures, differences between two, or captions of one; record i
+    depends on ``seed`` and i alone.
 
     Attributes:
-      kinds: of each record: `KINDS` or `DIFFERENCES` by turns.
+      kinds: of each record: `KINDS` or `DIFFERENCES` by turns, or ``caption``.
       facts: number of each picture that may be shown -> what it shows.
       notices: how many pictures are left out because their questions do not tell colour or shape.
     """
@@ -190,7 +206,7 @@ class EasyVQAMulti:
     def __init__(
         self,
         split: Literal["train", "dev", "test"] = "train",
-        task: Literal["question", "difference"] = "question",
+        task: Literal["question", "difference", "caption"] = "question",
         num_records: int = 20_000,
         seed: int = 0,
     ):
@@ -201,16 +217,13 @@ class EasyVQAMulti:
           num_records: length of the source.
           seed: of all choices.
         """
-        if task not in ("question", "difference"):
-            raise ValueError(
-                f"task must be 'question' or 'difference', got {task!r}; captions of single "
-                "pictures come from the source easy-vqa with task=caption"
-            )
+        if task not in _TASKS:
+            raise ValueError(f"task must be one of {', '.join(_TASKS)}, got {task!r}")
         self.name = f"easy-vqa-multi/{split}"
         self._split, self._task, self._seed = split, task, seed
         self._album = _album(split)
         self.facts = self._album.facts
-        names = KINDS if task == "question" else tuple(DIFFERENCES)
+        names = _TASKS[task]
         self.kinds: Sequence[str] = [names[i % len(names)] for i in range(num_records)]
         self.notices = (
             f"{self._album.num_left_out:,} pictures are left out: what is asked of them tells no "
@@ -233,11 +246,11 @@ class EasyVQAMulti:
     def record(self, index: int) -> Record:
         """Record ``index`` with the numbers of its pictures."""
         rng = random.Random(f"{self._seed}/{self._task}/{index}")
-        ask = self._album.question if self._task == "question" else self._album.difference
-        return ask(self.kinds[index], rng)
+        return getattr(self._album, self._task)(self.kinds[index], rng)
 
 
 _album = functools.cache(_Album)
+_TASKS = {"question": KINDS, "difference": tuple(DIFFERENCES), "caption": ("caption",)}
 
 
 def ask_at(kind: str, position: int, rng: random.Random) -> str:
@@ -254,6 +267,19 @@ def ask_which(wanted: dict[str, str], rng: random.Random) -> str:
     else:
         thing = " ".join(["a", *wanted.values(), *(() if "shape" in wanted else ("shape",))])
     return rng.choice(_WORDINGS["which"]).format(thing)
+
+
+def laid_out(
+    text: str, shown: Sequence[int | str], rng: random.Random, *, numbered: bool
+) -> tuple[int | str, ...]:
+    """Pictures, with their `ORDINALS` if ``numbered``, and a text behind, before or between."""
+    place = len(shown) if rng.random() < BEHIND else rng.randrange(len(shown))
+    pieces = [
+        (ordinal, one) if numbered else (one,)
+        for ordinal, one in zip(ORDINALS, shown, strict=False)
+    ]
+    pieces.insert(place, (text,))
+    return tuple(part for piece in pieces for part in piece)
 
 
 # Each of these gives (text, answer, what each picture must show).
@@ -306,13 +332,3 @@ def _from_anywhere(numbers: list[int], rng: random.Random) -> Iterator[int]:
     """All of them once, from a random one on."""
     start = rng.randrange(len(numbers))
     return itertools.chain(itertools.islice(numbers, start, None), numbers[:start])
-
-
-def _laid_out(text: str, shown: Sequence[int], rng: random.Random) -> tuple[int | str, ...]:
-    place = place_of_text(len(shown), rng)
-    return (*shown[:place], text, *shown[place:])
-
-
-def place_of_text(num_pictures: int, rng: random.Random) -> int:
-    """How many pictures stand before the text: often all of them."""
-    return num_pictures if rng.random() < BEHIND else rng.randrange(num_pictures)

@@ -10,7 +10,8 @@ picture's vectors: each part of the user's turn after the other, a blank between
     difference   record i of the same, task=difference; or edited pictures: one deleted shape (a
                  caption says "no shape"), one added shape (a caption of both)
     single       a picture and its own questions in easy-VQA
-    caption      a picture, perhaps "describe the picture.", and another caption of it
+    caption      a picture, "Describe the picture.", and another caption of it; also without the
+                 request, or without it and ``Answer:``
     description  several pictures, "describe the second picture.", and another caption of that
 """
 
@@ -22,14 +23,16 @@ from typing import Literal
 from mmjax.data.example import Example, Text, Turn
 from mmjax.data.sources.easy_vqa import COLOURS, NUM_FORMS, SHAPES, Facts, questions
 from mmjax.data.sources.easy_vqa_multi import (
+    DESCRIBE,
     DESCRIBE_DIFFERENCE,
+    DETAILS,
     DIFFERENCES,
     ORDINALS,
     EasyVQAMulti,
     Record,
     ask_at,
     ask_which,
-    place_of_text,
+    laid_out,
 )
 from mmjax.data.sources.easy_vqa_text import by_kinds
 
@@ -43,10 +46,8 @@ EDITS = {
 }
 """Kind of difference that takes an edited picture -> its sentence, given the colour and shape."""
 
-DESCRIBE = "describe the picture."
 CUE = "\nAnswer:"
 
-DETAILS = 0.6  # of the captions tell size and place where they are not needed
 NUM_VECTORS = 8  # of a picture: a shuffled caption has up to as many words
 _EMPTY = ("no shape", "there is no shape", "the image contains no shape", "a picture of no shape")
 
@@ -66,7 +67,7 @@ class EasyVQAMultiText:
         self,
         split: Literal["train", "dev", "test"] = "train",
         num_documents: int = 50_000,
-        max_words: int = 78,
+        max_words: int = 82,
         shuffled: float = 0.0,
         graded: bool = False,
         seed: int = 0,
@@ -176,14 +177,13 @@ class EasyVQAMultiText:
             shown((one,), rng, shuffled, details) for one, details in zip(facts, told, strict=True)
         ]
         which = rng.randrange(number)
-        if number > 1:
-            text = f"describe the {ORDINALS[which]} picture."
-            pieces.insert(place_of_text(number, rng), text)
-        elif rng.random() < 0.5:
-            pieces.append(DESCRIBE)
         details = told[which] and rng.random() < DETAILS
         answer = facts[which].caption(rng.randrange(NUM_FORMS), details=details)
-        return _exchange(" ".join(pieces), answer)
+        if number > 1:
+            text = f"describe the {ORDINALS[which]} picture."
+            return _exchange(" ".join(laid_out(text, pieces, rng, numbered=True)), answer)
+        asked = rng.choice((*pieces, pieces[0] + CUE, f"{pieces[0]} {DESCRIBE}{CUE}"))
+        return Turn("user", (Text(asked),)), Turn("assistant", (Text(answer),))
 
 
 def shown(scene: Scene, rng: random.Random, shuffled: bool, details: bool) -> str:
