@@ -47,7 +47,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     unguided = variant == "tiny-unguided"
     name = "tiny" if unguided else variant
     tiny = name == "tiny"
-    model = CheetorConfig.named(name, **(dict(language=LlamaConfig.tiny_multi()) if tiny else {}))
+    # The tiny language model that has met several pictures knows more words.
+    several = dict(language=LlamaConfig.tiny(vocab_size=66)) if tiny else {}
+    model = CheetorConfig.named(name, **several)
     config = ConfigDict(
         dict(
             system="cheetor",
