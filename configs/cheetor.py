@@ -107,7 +107,7 @@ def _tiny(config: ConfigDict, model: CheetorConfig, guidance: str) -> None:
     )
     sources = dict(
         questions=dict(source="easy-vqa-multi"),
-        differences=dict(source="easy-vqa-differences"),
+        differences=dict(source="easy-vqa-differences", options=dict(num_records=3000)),
         captions=dict(source="easy-vqa-multi", options=dict(task="caption")),
     )
     config.vpgc = dict(

@@ -39,7 +39,7 @@ REQUESTS = (
     "Tell me everything that you notice in this picture.",
 )
 # Of the questions; natural sampling would show mostly what the wording already gives away.
-BALANCED = {"colour": 0.11, "shape": 0.15, "plain yes": 0.19, "plain no": 0.18}
+BALANCED = {"colour": 0.11, "shape": 0.25, "plain yes": 0.19, "plain no": 0.18}
 BALANCED |= {"negated yes": 0.18, "negated no": 0.19}
 
 
@@ -112,7 +112,7 @@ def _tiny(config: ConfigDict, model: MiniGPT4Config) -> None:
         batch_size=64,
         data=pictures | questions,
         template=question,
-        optimizer=dict(learning_rate=4e-3, **cosine),
+        optimizer=dict(learning_rate=1.5e-2, **cosine),
         eval=on_dev,
         **common,
     )
