@@ -149,7 +149,7 @@ def start(system: System, mesh, preset: str, frozen: str, settings: OptimizerCon
     params = jax.device_put(random_params(wanted), resolve(wanted, mesh, preset))
     trainable = {path: value for path, value in params.items() if not re.fullmatch(frozen, path)}
     optimizer = make_optimizer(settings, dict.fromkeys(trainable, 1.0), 100)
-    state = TrainState.start(trainable, optimizer)
+    state = TrainState.start(trainable, optimizer, settings.loss_scale)
     counters = lambda x: x if x.ndim else jax.device_put(x, replicated(mesh))  # noqa: E731
     return (
         jax.tree.map(counters, state),

@@ -58,6 +58,11 @@ def attention(
         kernel = functools.partial(_splash, causal=causal, interpret=_platform() == "cpu")
         return shard_attention(kernel, query, key, value, query_segments, key_segments)
     mask = _mask(query, key, causal, query_segments, key_segments)
+    if query.dtype == jnp.float16 and _platform() != "gpu":
+        # JAX wants float16 products summed in float32, which it has for GPUs only.
+        wide = (x.astype(jnp.float32) for x in (query, key, value))
+        out = jax.nn.dot_product_attention(*wide, mask=mask, implementation=implementation)
+        return out.astype(jnp.float16)
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 
@@ -98,6 +103,8 @@ _SPLASH_BLOCK = 128
 def _splash_obstacle(query: jax.Array, key: jax.Array) -> str | None:
     """Why the kernel cannot run, or None."""
     t, s, h = query.shape[1], key.shape[1], query.shape[-1]
+    if query.dtype == jnp.float16:
+        return "TPUs do not compute in float16"
     if t % _SPLASH_BLOCK or s % _SPLASH_BLOCK:
         return f"lengths must be multiples of {_SPLASH_BLOCK}"
     if h % _SPLASH_BLOCK:

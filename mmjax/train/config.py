@@ -58,6 +58,7 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
         plain["features"] = str(Path(plain["features"]).resolve())  # for a later evaluation
     for stage in plain["stages"]:
         problems += _stage_problems(stage, plain[stage])
+        problems += _scale_problems(stage, plain[stage], plain["model"].get("dtype"))
     if plain.get("test"):
         problems += _questions_problems("test", plain["test"])
     for name, section in data_sections(plain).items():
@@ -106,6 +107,20 @@ def _stage_problems(name: str, stage: dict) -> list[str]:
     if stage["eval"]:
         problems += _questions_problems(f"{name}.eval", stage["eval"])
     return problems
+
+
+def _scale_problems(name: str, stage: dict, dtype: str | None) -> list[str]:
+    scale, key = stage["optimizer"].get("loss_scale"), f"{name}.optimizer.loss_scale"
+    if scale is None and dtype == "float16":
+        return [
+            f"model.dtype is float16, and {key} is not set: gradients would vanish below float16's "
+            f"smallest number; give --config.{key}=65536, or --config.model.dtype=bfloat16"
+        ]
+    if scale is not None and dtype != "float16":
+        return [f"{key} is {scale}, but model.dtype is {dtype}: only float16 needs a loss scale"]
+    if scale is not None and not 0 < scale < float("inf"):
+        return [f"{key} is {scale}, it must be above 0; torch starts with 65536"]
+    return []
 
 
 def _questions_problems(name: str, section: dict) -> list[str]:

@@ -158,7 +158,8 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
         frozen = {path: params[path] for path in selection.frozen}
         settings = OptimizerConfig(**stage.config["optimizer"])
         optimizer = make_optimizer(settings, selection.multiplier, steps)
-        state = _start({path: params[path] for path in selection.trainable}, optimizer, run.mesh)
+        trainable = {path: params[path] for path in selection.trainable}
+        state = _start(trainable, optimizer, run.mesh, settings.loss_scale)
         step_fn = make_step(
             run.system,
             optimizer,
@@ -245,6 +246,8 @@ def _log(
     values = meter.read() | {"learning_rate": float(rate(max(step - skipped - 1, 0)))}
     bad = stage.bad_samples.note(stage.name, step, gather(pipeline.quarantine))
     values |= {"skipped_steps": skipped, "bad_samples": bad}
+    if state.loss_scale is not None:
+        values |= {"loss_scale": float(state.loss_scale.value)}
     stage.writer.write(values, stage_index=stage.index, stage=stage.name, step=step)
     return values
 
@@ -278,9 +281,11 @@ def _evaluate(stage: _Stage, params: Params, step: int) -> str:
     )
 
 
-def _start(trainable: Params, optimizer, mesh: jax.sharding.Mesh) -> TrainState:
+def _start(
+    trainable: Params, optimizer, mesh: jax.sharding.Mesh, loss_scale: float | None = None
+) -> TrainState:
     """The state before step 1, optimizer moments sharded as their parameters."""
-    start = lambda params: TrainState.start(params, optimizer)  # noqa: E731
+    start = lambda params: TrainState.start(params, optimizer, loss_scale)  # noqa: E731
     shardings = {path: x.sharding for path, x in trainable.items()}
     out = state_shardings(jax.eval_shape(start, trainable), shardings, replicated(mesh))
     return jax.jit(start, out_shardings=out, donate_argnums=0)(trainable)
@@ -341,9 +346,15 @@ def _save(
 
 def _stop_if_not_finite(state: TrainState, batch: Batch, limit: int) -> None:
     if int(state.bad_in_a_row) >= limit:
+        remedy = "Lower the learning rate"
+        if state.loss_scale is not None:
+            remedy += (
+                ", compute in bfloat16 or float32 (model.dtype is float16, the loss scale "
+                f"{float(state.loss_scale.value):g} by now)"
+            )
         raise FloatingPointError(
             f"loss or updates of the last {int(state.bad_in_a_row)} steps were not finite (they "
-            "changed nothing). Lower the learning rate, or look at the rows "
+            f"changed nothing). {remedy}, or look at the rows "
             f"{np.asarray(batch.row_id).tolist()}"
         )
 

@@ -199,6 +199,8 @@ class OptimizerConfig:
       decay_exclude: ...but those whose whole path matches this regular expression; "" excludes
         none. LAVIS leaves out biases and norms: ``.*(bias|scale)``.
       clip_norm: largest global norm of the gradients; None leaves them as they are.
+      loss_scale: for float16, what the loss is multiplied by at first (65536 in torch), see
+        `mmjax.train.step`; None for wider types, which need none.
     """
 
     learning_rate: float = 1e-4
@@ -212,6 +214,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     decay_exclude: str = ""
     clip_norm: float | None = 1.0
+    loss_scale: float | None = None
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> Schedule:

@@ -11,6 +11,36 @@ from jax.sharding import Sharding
 
 from mmjax.nn.param import Params
 
+_GROWTH_INTERVAL = 2000  # good steps until the loss scale doubles, as torch's GradScaler has it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """The factor on the loss that keeps float16 gradients above its smallest number; found as
+    torch's `GradScaler` finds it.
+
+    Attributes:
+      value: f32[].
+      good_steps: i32[], steps since it changed.
+    """
+
+    value: jax.Array
+    good_steps: jax.Array
+
+    @classmethod
+    def start(cls, value: float) -> "LossScale":
+        return cls(jnp.asarray(value, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def after(self, finite: jax.Array) -> "LossScale":
+        """A step that was not ``finite`` halves it, 2000 good ones double it."""
+        is_due = self.good_steps + 1 >= _GROWTH_INTERVAL
+        grown = jnp.where(is_due & jnp.isfinite(2 * self.value), 2 * self.value, self.value)
+        return LossScale(
+            jnp.where(finite, grown, self.value / 2),
+            jnp.where(finite & ~is_due, self.good_steps + 1, 0),
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +52,8 @@ class TrainState:
       trainable: path -> array.
       opt_state: the optimizer's, for the trainable leaves only.
       bad_steps: i32[], steps skipped so far because loss, gradients or updates were not finite.
-      bad_in_a_row: i32[], those since the last good step.
+      bad_in_a_row: i32[], those since the last good step that a lower loss scale would not mend.
+      loss_scale: of a system that computes in float16, or None.
     """
 
     step: jax.Array
@@ -30,11 +61,23 @@ class TrainState:
     opt_state: optax.OptState
     bad_steps: jax.Array
     bad_in_a_row: jax.Array
+    loss_scale: LossScale | None = None
 
     @classmethod
-    def start(cls, trainable: Params, optimizer: optax.GradientTransformation) -> "TrainState":
+    def start(
+        cls,
+        trainable: Params,
+        optimizer: optax.GradientTransformation,
+        loss_scale: float | None = None,
+    ) -> "TrainState":
         counters = [jnp.zeros((), jnp.int32) for _ in range(3)]  # three buffers: each is donated
-        return cls(counters[0], trainable, optimizer.init(trainable), *counters[1:])
+        return cls(
+            counters[0],
+            trainable,
+            optimizer.init(trainable),
+            *counters[1:],
+            None if loss_scale is None else LossScale.start(loss_scale),
+        )
 
 
 def state_shardings(

@@ -23,20 +23,30 @@ def make_step(
     The loss is the sum of weighted losses over the sum of weights of the whole batch, so it does
     not depend on ``accumulation`` (the number of slices that the rows are read in) nor on the mesh.
     Gradients are taken of the trainable part only. A step whose loss, gradients or updates are not
-    finite changes nothing but the counters.
+    finite changes nothing but the counters and the loss scale.
+
+    With a loss scale (float16), gradients are those of scale times the mean loss, which is what
+    the usual scales are made for, and are divided again in float32. While the scale settles, some
+    overflow: such a step counts as bad, but not among the bad ones in a row that stop a run,
+    unless its loss is not finite either, or the scale is down at 1 and cannot be what is wrong.
     """
 
-    def sums(trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
+    def sums(trainable: Params, frozen: Params, batch: Batch, key: jax.Array, scale):
         loss, weight, further = merge(system, frozen | trainable).loss(batch, dropout_key=key)
-        return loss, (weight, further)
+        scaled = loss if scale is None else loss * (scale / jnp.maximum(weight, 1e-8))
+        return scaled, (loss, weight, further)
 
     def step(state: TrainState, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grad = jax.value_and_grad(sums, has_aux=True)
+        scale = None if state.loss_scale is None else state.loss_scale.value
 
         def slice_sums(slice_of_batch):
-            (loss, (weight, further)), grads = grad(state.trainable, frozen, slice_of_batch, key)
-            return (loss, weight, further), jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            (_, sums), grads = grad(state.trainable, frozen, slice_of_batch, key, scale)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            if scale is not None:
+                grads = jax.tree.map(lambda g: g * (jnp.maximum(sums[1], 1e-8) / scale), grads)
+            return sums, grads
 
         if accumulation == 1:
             (loss, weight, further), grads = slice_sums(batch)
@@ -54,12 +64,17 @@ def make_step(
         trainable = optax.apply_updates(state.trainable, updates)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         bad = (~finite).astype(jnp.int32)
+        counts = 1
+        if scale is not None:
+            settles = jnp.isfinite(loss) & ~jnp.isfinite(norm) & (scale > 1)
+            counts = (~settles).astype(jnp.int32)
         new = TrainState(
             step=state.step + 1,
             trainable=jax.tree.map(keep, trainable, state.trainable),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
             bad_steps=state.bad_steps + bad,
-            bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
+            bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + counts),
+            loss_scale=None if scale is None else state.loss_scale.after(finite),
         )
         metrics = {"loss": loss / weight, "grad_norm": norm, "target_tokens": weight}
         metrics |= {name: value / weight for name, value in further.items()}

@@ -20,7 +20,7 @@ from mmjax.systems.registry import make_system
 from mmjax.train import loop
 from mmjax.train.build import build, load_run
 from mmjax.train.checkpoint import read_trainable
-from mmjax.train.config import data_sections, resolve
+from mmjax.train.config import check, data_sections, resolve
 from mmjax.train.evaluation import evaluate, question_section
 from mmjax.train.features import picture_features, prepare_features
 from mmjax.train.interrupt import Stopped
@@ -127,6 +127,16 @@ def test_a_run_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path):
     assert "Lower the learning rate" in str(error.value)
     assert [line["skipped_steps"] for line in lines(tmp_path)] == [1, 2, 3]
     assert all(np.isfinite(value).all() for value in trained(tmp_path, "align").values())
+
+
+def test_a_loss_scale_that_settles_stops_nothing_and_is_logged(tmp_path):
+    config = aligning() | {"features": "step", "max_bad_steps": 1}
+    config["model"]["dtype"] = "float16"
+    config["align"]["optimizer"]["loss_scale"] = 2.0**40
+    loop.train(config, tmp_path)
+    assert [line["loss_scale"] for line in lines(tmp_path)] == [2.0**39, 2.0**38, 2.0**37]
+    assert [line["skipped_steps"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
 
 
 def test_stored_features_are_those_of_the_tower_in_the_step(finished):
@@ -289,14 +299,23 @@ def test_the_config_is_checked_at_once():
     wrong.instruct.accumulation = 7
     wrong.features = "nowhere"
     wrong.test.data.pictures = -1
+    wrong.align.optimizer.loss_scale = 65536.0
     wrong.align.data.preparation = wrong.instruct.eval.data.preparation = "crop"
     wrong.instruct.data.preparation = "zoom"
     with pytest.raises(ValueError) as error:
         resolve(wrong)
+    half = load_config("lmeye.py")
+    half.model.dtype = "float16"
+    half.unlock()
+    half.align.optimizer.loss_scale = -1
+    problems = "\n".join(check(half)[1])
+    assert "instruct.optimizer.loss_scale is not set: gradients would vanish" in problems
+    assert "align.optimizer.loss_scale is -1, it must be above 0" in problems
     for problem in (
         "features is 'nowhere'",
         "instruct.stepz is read by nothing",
         "does not divide into 7",
+        "align.optimizer.loss_scale is 65536.0, but model.dtype is float32",
         "test.data.pictures is -1, it must be a whole number, at least 0",
         "instruct.data.preparation is 'zoom', it must be one of clip, squash, crop",
         "align.data.preparation is 'crop', which shows another part of a picture each time",

@@ -93,6 +93,26 @@ def test_the_softmax_is_in_float32():
     np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=2e-3)
 
 
+def test_float16_scores_may_be_larger_than_its_largest_number():
+    """Rows of pads included: nothing in between is -inf or NaN, and neither is a gradient."""
+    query, key, value = (
+        jnp.asarray(x, jnp.float16) * scale
+        for x, scale in zip(tensors(t=6, s=6, h=64), (400, 200, 1), strict=True)
+    )
+    scores = np.einsum("btnh,bsnh->bnts", *(np.asarray(x, np.float32) for x in (query, key)))
+    assert np.abs(scores).max() > np.finfo(np.float16).max
+    segments = padded(2, 6, 6, [0, 2], [1, 6])[1]
+    options = dict(causal=True, query_segments=segments, key_segments=segments)
+    out = attention(query, key, value, **options)
+    assert out.dtype == jnp.float16 and np.isfinite(out).all()
+    exact = plain(*(np.asarray(x, np.float32) for x in (query, key, value)), **options)
+    real = segments > 0
+    np.testing.assert_allclose(np.asarray(out)[real], exact[real], atol=2e-3)
+    loss = lambda *qkv: attention(*qkv, **options).astype(jnp.float32).sum()  # noqa: E731
+    for grad in jax.grad(loss, (0, 1, 2))(query, key, value):
+        assert grad.dtype == jnp.float16 and np.isfinite(grad).all()
+
+
 SPLASH = {
     "causal": dict(t=128, s=128, causal=True),
     "padded continuation, grouped heads": dict(
