@@ -109,7 +109,7 @@ def test_the_originals_prompts(tmp_path, capsys):
     assert main([tmp_path]) == 1
     told = capsys.readouterr().out
     assert "22 of 24 agree" in told and "answer 1, llama2  FAIL" in told
-    assert "i4 0, context  FAIL" in told and "recorded 'Do it." in told
+    assert "i4 0, context  FAIL" in told and 'recorded "Do it.' in told
     (tmp_path / "x.json").write_text("{}")
     assert main([tmp_path]) == 1 and "neither io.safetensors nor" in capsys.readouterr().out
 
