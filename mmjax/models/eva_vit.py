@@ -99,8 +99,8 @@ class Block(nnx.Module):
 class EvaVit(nnx.Module):
     """The tower. A class token is put first, positions are learned.
 
-    EVA divides the residual layers of block i by sqrt(2i) at the start, which matters for deep towers
-    that train from scratch.
+    EVA divides the residual layers of block i by sqrt(2i) at the start, which matters for deep
+    towers that train from scratch.
     """
 
     def __init__(self, config: EvaVitConfig):
