@@ -455,7 +455,7 @@ def test_parts_by_name():
     assert (away.identity, away.image_size) == ({"looks": "away"}, 16)
     wrong = {
         ("editor", "photoshop"): "no editor named 'photoshop'; known: easy-vqa, MODULE:ATTRIBUTE",
-        ("attention", "blip"): "no attention named 'blip'; known: MODULE:ATTRIBUTE",
+        ("attention", "blip"): "no attention named 'blip'; known: blip-2, MODULE:ATTRIBUTE",
         ("editor", "nowhere.sd:Edit"): "No module named 'nowhere'.*PYTHONPATH",
         ("editor", "data.edits_stub:Missing"): "has no attribute 'Missing'",
         ("editor", "data.edits_stub:NUMBER"): "is no class or function, but 3",
