@@ -36,9 +36,10 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def unknown_overrides(arguments: list[str]) -> list[str]:
-    """What is wrong with each ``--config.key=value`` that names nothing in the config's file.
+    """What is wrong with each ``--config.key=value`` that names nothing in the config's file, nor
+    a setting that it leaves to its default.
 
-    ml_collections itself stops at the first one, with a traceback.
+    ml_collections itself stops at the first one, with a traceback, or takes all.
     """
     prefix = "--config."
     overrides = [a.removeprefix(prefix).split("=")[0] for a in arguments if a.startswith(prefix)]
@@ -51,10 +52,16 @@ def unknown_overrides(arguments: list[str]) -> list[str]:
 
 
 def _problem(config: ConfigDict, key: str) -> str | None:
-    holder = config
+    from mmjax.train.config import OPTIONAL
+
+    holder, section = config, ""
     for name in key.split("."):
         if not isinstance(holder, ConfigDict) or name not in holder:
             known = list(holder) if isinstance(holder, ConfigDict) else []
+            optional = OPTIONAL.get(section, []) if known else []
+            if name in optional and key.endswith(f"{section}.{name}"):
+                return None
+            known = list(dict.fromkeys([*known, *optional]))
             near = difflib.get_close_matches(name, known, n=3)
             hint = (
                 f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
@@ -62,5 +69,5 @@ def _problem(config: ConfigDict, key: str) -> str | None:
             if ".options." in key:
                 hint = f"options go with the source's name: SOURCE?{name}=..."
             return f"--config.{key}: no {name!r} here; {hint}"
-        holder = holder[name]
+        holder, section = holder[name], name
     return None

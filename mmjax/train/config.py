@@ -21,6 +21,11 @@ STAGE = (
 ).split()
 DATA = "source split options lengths image_size pictures preparation weights overlong".split()
 QUESTIONS = "data template batch_size max_new_tokens".split()
+# Section -> what a command line may give although the config's file leaves it to its default.
+OPTIONAL = {
+    "data": "image_size pictures preparation overlong".split(),
+    "optimizer": list(OptimizerConfig.__dataclass_fields__),
+}
 
 
 def resolve(config: ConfigDict) -> dict:

@@ -120,6 +120,16 @@ def test_errors_are_short_and_say_what_to_do(finished, tmp_path):
 def test_unknown_overrides_are_named_all_at_once():
     config = f"--config={ROOT / 'configs' / 'lmeye.py'}"
     assert unknown_overrides([config, "--config.instruct.steps=3"]) == []
+    defaults = (
+        "test.data.pictures=2",
+        "align.optimizer.loss_scale=65536",
+        "align.data.overlong=error",
+    )
+    assert unknown_overrides([config, *(f"--config.{key}" for key in defaults)]) == []
+    (problem,) = unknown_overrides([config, "--config.align.data.picture=2"])
+    assert problem == "--config.align.data.picture: no 'picture' here; did you mean pictures?"
+    for key in ("align.pictures=2", "align.data.pictures.many=2", "align.loss_scale=1"):
+        assert len(unknown_overrides([config, f"--config.{key}"])) == 1, key
     problems = unknown_overrides(
         ["--config", config[9:], "--config.instruct.stepz=3", "--config.instuct.steps=3"]
     )
