@@ -77,7 +77,7 @@ def test_the_run_directory_tells_the_story(finished):
         assert (finished.workdir / name).stat().st_size > 100
     for text in (
         "<media 0>",
-        "<response 4> answer : [",
+        "<response 0-4> answer : [",
         "optimizer",
         "parameters train",
         "mean of kinds",

@@ -105,7 +105,7 @@ class Pair:
         settings = {
             field.name: getattr(config, field.name)
             for field in dataclasses.fields(config)
-            if field.name not in ("eos_tokens", "pad_token", "rules", "bos_token")
+            if field.name not in ("eos_tokens", "stop_sequences", "pad_token", "rules", "bos_token")
         }
         if not config.do_sample:
             for name in ("temperature", "top_k", "top_p"):

@@ -10,7 +10,7 @@ from mmjax.generate.config import GenerationConfig
 from mmjax.generate.flags import decoding, define_decoding
 from mmjax.generate.question import from_command_line, last_question, picture, row_seed
 
-TOKENS = ("eos_tokens", "pad_token", "bos_token")  # the model's own
+TOKENS = ("eos_tokens", "stop_sequences", "pad_token", "bos_token")  # the model's own
 _ENUMS = {"early_stopping", "rules"}
 
 
