@@ -2,7 +2,11 @@
 frozen language model, on captions), then vpgc (the five tensors of the second look, on differences
 between pictures and on captions). Everything else stays frozen.
 
-With the paper's recipe (Cheetor reference, section 8):
+tiny, the default: questions about several easy-VQA pictures, two cores, about five minutes
+
+    python scripts/train.py --config configs/cheetor.py
+
+full size, with the paper's recipe (Cheetor reference, section 8)
 
     python scripts/train.py --config configs/cheetor.py:vicuna-7b \\
         --config.weights.language=/models/vicuna-7b-v0 --config.tokenizer=/models/vicuna-7b-v0 \\
@@ -10,11 +14,15 @@ With the paper's recipe (Cheetor reference, section 8):
         --config.align.data.source=jsonl:captions.jsonl \\
         --config.vpgc.data.source.differences.source=jsonl:differences/pairs.jsonl \\
         --config.vpgc.data.source.captions.source=jsonl:captions.jsonl
+
+The tiny model departs from the paper in one thing, on purpose: it is trained on questions as well,
+which a language model of this size cannot answer unless it has met them with pictures.
 """
 
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import PicturePrompt, to_json
+from mmjax.models.llama import LlamaConfig
 from mmjax.systems.cheetor import CheetorConfig
 from mmjax.systems.system import config_to_dict
 
@@ -33,38 +41,88 @@ PROMPTS = {
 REQUEST = "Describe the picture."
 
 
-def get_config(variant: str = "vicuna-7b") -> ConfigDict:
-    """``vicuna-7b`` (default), ``vicuna-13b``, ``llama2-7b``."""
-    if variant not in ("vicuna-7b", "vicuna-13b", "llama2-7b"):
-        raise ValueError(
-            "configs/cheetor.py has the variants vicuna-7b, vicuna-13b and llama2-7b, "
-            f"not {variant!r}"
-        )
-    model = CheetorConfig.named(variant)
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """``tiny`` (default), ``tiny-unguided`` (its control), ``vicuna-7b``, ``vicuna-13b``,
+    ``llama2-7b``."""
+    unguided = variant == "tiny-unguided"
+    name = "tiny" if unguided else variant
+    tiny = name == "tiny"
+    # The tiny language model that has met several pictures knows more words.
+    several = dict(language=LlamaConfig.tiny(vocab_size=66)) if tiny else {}
+    model = CheetorConfig.named(name, **several)
     config = ConfigDict(
         dict(
             system="cheetor",
-            variant=variant,
+            variant=name,
             model=config_to_dict(model),
             seed=0,
             weights=dict(
                 all="",  # an imported Cheetor or a finished run, in place of the other two
                 any_template=False,  # of ``all``: whether it may go on with another template
-                language="",
-                blip2="",
+                language="asset:tiny/llama-multi" if tiny else "",
+                blip2="asset:tiny/blip2" if tiny else "",
             ),
-            tokenizer="",
-            frozen_dtype="bfloat16",
-            features="step",
-            mesh=dict(data=1, fsdp=-1, tensor=1),
-            preset="fsdp",
+            tokenizer="asset:tiny/llama-multi" if tiny else "",
+            frozen_dtype="float32" if tiny else "bfloat16",
+            features="once" if tiny else "step",
+            mesh=dict(data=-1, fsdp=1, tensor=1) if tiny else dict(data=1, fsdp=-1, tensor=1),
+            preset="dp" if tiny else "fsdp",
             max_bad_steps=10,
             max_bad_fraction=1e-3,  # of a source's records, or 100: more stop the run
             stages=("align", "vpgc"),
         )
     )
-    _paper(config, model, PROMPTS["llama2" if "llama2" in variant else "vicuna"])
+    if tiny:
+        _tiny(config, model, guidance="first" if unguided else "last")
+    else:
+        _paper(config, model, PROMPTS["llama2" if "llama2" in name else "vicuna"])
     return config
+
+
+def _tiny(config: ConfigDict, model: CheetorConfig, guidance: str) -> None:
+    size, q = model.blip2.vision.image_size, model.tokens_per_picture
+    # The tiny language model has only met pictures as "Image: SOMETHING." in its pretraining.
+    words = dict(before_picture="Image: ", after_picture=".", end=None)
+    caption = to_json(PicturePrompt(q, prompt="{pictures}", **words))
+    asked = dict(prompt="{message}\nAnswer:", **words)
+    once, twice = (to_json(PicturePrompt(q, guidance=look, **asked)) for look in ("none", guidance))
+    common = dict(accumulation=1, log_every=20, eval_every=0, save_every=100, keep_checkpoints=2)
+    common |= dict(eval_at_end=True)
+    seen = dict(image_size=size, preparation="squash")
+    questions = dict(source="easy-vqa-multi", pictures=4, lengths=dict(target=4 * (q + 4) + 24))
+    asking = dict(data=seen | questions, batch_size=128, max_new_tokens=3)
+    on_dev = asking["data"] | dict(split="dev", options=dict(num_records=1000))
+    cosine = dict(schedule="cosine", warmup_steps=30, end_learning_rate=1e-4, weight_decay=0.05)
+    config.align = dict(
+        steps=300,
+        batch_size=64,
+        data=seen
+        | dict(source="easy-vqa", split="train", options=dict(task="caption"))
+        | dict(lengths=dict(target=q + 17)),
+        template=caption,
+        train=ALIGN,
+        optimizer=dict(learning_rate=1e-2, **cosine),
+        eval=asking | dict(data=on_dev, template=once),
+        **common,
+    )
+    sources = dict(
+        questions=dict(source="easy-vqa-multi"),
+        differences=dict(source="easy-vqa-differences", options=dict(num_records=3000)),
+        captions=dict(source="easy-vqa-multi", options=dict(task="caption")),
+    )
+    config.vpgc = dict(
+        steps=700,
+        batch_size=32,
+        data=seen
+        | dict(source=sources, split="train", pictures=4, lengths=dict(target=4 * (q + 4) + 26))
+        | dict(weights=dict(questions=0.6, differences=0.2, captions=0.2)),
+        template=twice,
+        train=VPGC,
+        optimizer=dict(learning_rate=2e-3, **cosine),
+        eval=asking | dict(data=on_dev, template=twice),
+        **common,
+    )
+    config.test = asking | dict(data=asking["data"] | dict(split="test"), template=twice)
 
 
 def _paper(config: ConfigDict, model: CheetorConfig, prompt: dict) -> None:

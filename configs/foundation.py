@@ -6,14 +6,18 @@
     taskset -c 0 python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
     python -m conversion export --checkpoint runs/clip --format hf --dtype float16 \\
         --out mmjax/assets/tiny/clip
+    taskset -c 0 python scripts/train.py --config configs/foundation.py:llama-multi \\
+        --workdir runs/llama-multi
+    python -m conversion export --checkpoint runs/llama-multi --format hf --dtype float16 \\
+        --out mmjax/assets/tiny/llama-multi
     taskset -c 0 python scripts/train.py --config configs/foundation.py:blip2 --workdir runs/blip2
     python -m conversion export --checkpoint runs/blip2 --format hf --dtype float16 \\
         --out mmjax/assets/tiny/blip2
 
-On one core, as here, because rounding depends on the number of cores. The language models read
-text only: captions in the places where LMEye will put vectors, then questions and answers
-(``llama``); or captions of several pictures, for Cheetor (``llama-multi``, which does not ship
-yet). BLIP-2's tower is exported without its text branch, which only its pretraining needs.
+On one core, as here, because rounding depends on the number of cores. The language models read text
+only: captions in the places where LMEye (``llama``), or Cheetor (``llama-multi``: of several
+pictures), will put vectors, then questions and answers. BLIP-2's tower is exported without its text
+branch, which only its pretraining needs.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """A paper's claim, put to the test: trains a system and its control on several seeds, and prints
 one table.
 
-    python scripts/study.py --study lmeye|minigpt4 [--seeds 0,1,2] [--workdir runs/study]
+    python scripts/study.py --study lmeye|minigpt4|cheetor [--seeds 0,1,2] [--workdir runs/study]
 
 lmeye: what does the interaction bring?
     withheld      the trained model, given zeros in place of the picture: a guard against leaks
@@ -14,6 +14,14 @@ minigpt4: what does the linear layer bring?
     withheld      the trained model, given zeros in place of the picture
     stage 1 only  trained on captions alone
     both stages   trained on questions, too
+
+cheetor: what does the second look bring, and what does knowing the question bring to it?
+    withheld      the trained model, given zeros in place of the pictures
+    stage 0 only  the aligned model, which looks once
+    switched off  the trained model, without its second look
+    unguided      the control: same parameters, data and steps, but what guides the second look is
+                  the first token, which has seen nothing
+    VPG-C         the paper's
 """
 
 import copy
@@ -80,6 +88,17 @@ STUDIES = {
             "withheld": Test("minigpt4", without_picture=True),
             "stage 1 only": Test("minigpt4", after=0),
             "both stages": Test("minigpt4"),
+        },
+    ),
+    "cheetor": Study(
+        "cheetor",
+        {"vpgc": "tiny", "unguided": "tiny-unguided"},
+        {
+            "withheld": Test("vpgc", without_picture=True),
+            "stage 0 only": Test("vpgc", after=0),
+            "switched off": Test("vpgc", template={"guidance": "none"}),
+            "unguided": Test("unguided"),
+            "VPG-C": Test("vpgc"),
         },
     ),
 }
