@@ -22,7 +22,6 @@ which a language model of this size cannot answer unless it has met them with pi
 from ml_collections import ConfigDict
 
 from mmjax.data.templates import PicturePrompt, to_json
-from mmjax.models.llama import LlamaConfig
 from mmjax.systems.cheetor import CheetorConfig
 from mmjax.systems.system import config_to_dict
 
@@ -47,9 +46,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     unguided = variant == "tiny-unguided"
     name = "tiny" if unguided else variant
     tiny = name == "tiny"
-    # The tiny language model that has met several pictures knows more words.
-    several = dict(language=LlamaConfig.tiny(vocab_size=66)) if tiny else {}
-    model = CheetorConfig.named(name, **several)
+    model = CheetorConfig.named(name)
     config = ConfigDict(
         dict(
             system="cheetor",
@@ -89,7 +86,7 @@ def _tiny(config: ConfigDict, model: CheetorConfig, guidance: str) -> None:
     common = dict(accumulation=1, log_every=20, eval_every=0, save_every=100, keep_checkpoints=2)
     common |= dict(eval_at_end=True)
     seen = dict(image_size=size, preparation="squash")
-    questions = dict(source="easy-vqa-multi", pictures=4, lengths=dict(target=4 * (q + 4) + 24))
+    questions = dict(source="easy-vqa-multi", pictures=3, lengths=dict(target=3 * (q + 4) + 24))
     asking = dict(data=seen | questions, batch_size=128, max_new_tokens=3)
     on_dev = asking["data"] | dict(split="dev", options=dict(num_records=1000))
     cosine = dict(schedule="cosine", warmup_steps=30, end_learning_rate=1e-4, weight_decay=0.05)
@@ -114,7 +111,7 @@ def _tiny(config: ConfigDict, model: CheetorConfig, guidance: str) -> None:
         steps=700,
         batch_size=32,
         data=seen
-        | dict(source=sources, split="train", pictures=4, lengths=dict(target=4 * (q + 4) + 26))
+        | dict(source=sources, split="train", pictures=3, lengths=dict(target=3 * (q + 4) + 26))
         | dict(weights=dict(questions=0.6, differences=0.2, captions=0.2)),
         template=twice,
         train=VPGC,

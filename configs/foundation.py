@@ -62,10 +62,10 @@ def get_config(variant: str = "llama") -> ConfigDict:
         data = dict(source="easy-vqa-text", split="train", lengths=dict(target=64))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "llama-multi":
-        config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny(vocab_size=66)))
+        config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny_multi()))
         config.tokenizer = "words"
-        template = PlainText(answer_weight=8.0)
-        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=82))
+        template = PlainText(answer_weight=16.0)
+        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=72))
         data |= dict(options=dict(num_documents=200_000))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "clip":
@@ -112,7 +112,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
             keep_checkpoints=1,
         )
     )
-    if config.system == "language_model":
+    if variant == "llama":
         # Having learned to answer from captions, it learns to do without their word order, as it
         # will have to when one vector holds all that a picture shows.
         config.stages = ("captions", "words")
@@ -121,25 +121,26 @@ def get_config(variant: str = "llama") -> ConfigDict:
             config.pretrain.copy_and_resolve_references(),
         )
         config.words.steps = 1000
-        config.words.data.options = dict(data.get("options", {}), shuffled=0.5)
+        config.words.data.options = dict(shuffled=0.5)
         del config.pretrain
-    if variant == "llama-multi":
-        # What is copied from one picture is soon copied from one of several; at once it takes long.
-        config.stages = ("single", *config.stages)
-        config.single = config.captions.copy_and_resolve_references()
-        config.single.steps = 800
-        config.single.data.update(
-            lengths=dict(target=48),
-            weights=dict(single=0.6, caption=0.4, question=0.0, difference=0.0, description=0.0),
+    elif variant == "llama-multi":
+        config.stages = ("pairs", "several")
+        config.pairs, config.several = (
+            config.pretrain,
+            config.pretrain.copy_and_resolve_references(),
         )
-        config.single.data.options.max_words = 48
-        for stage, told in (("captions", 0), ("words", 1)):
-            options = dict(graded=True, num_documents=2000, shuffled=told)
-            config[stage].eval = dict(
-                data=data | dict(split="dev", options=options),
+        del config.pretrain
+        config.pairs.steps = 1500
+        config.pairs.data.weights = dict(question=1.0, difference=0.0, caption=0.0, description=0.0)
+        config.pairs.data.options.max_pictures = 2
+        config.several.update(
+            eval_every=500,
+            eval_at_end=True,
+            eval=dict(
+                data=data | dict(split="dev", options=dict(graded=True, num_documents=1100)),
                 template=to_json(template),
-                batch_size=256,
+                batch_size=250,
                 max_new_tokens=24,
-            )
-            config[stage].eval_at_end = True
+            ),
+        )
     return config

@@ -44,12 +44,19 @@ class MLP(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """``down(activation(gate(x)) * up(x))``, no biases: LLaMA's SwiGLU."""
+    """``down(activation(gate(x)) * up(x))``, no biases: LLaMA's SwiGLU; ``init`` as in `MLP`."""
 
-    def __init__(self, embed_dim: int, mlp_dim: int, *, activation: str = "silu"):
-        self.gate = Dense(embed_dim, mlp_dim, axes=("embed", "mlp"))
-        self.up = Dense(embed_dim, mlp_dim, axes=("embed", "mlp"))
-        self.down = Dense(mlp_dim, embed_dim, axes=("mlp", "embed"))
+    def __init__(
+        self,
+        embed_dim: int,
+        mlp_dim: int,
+        *,
+        activation: str = "silu",
+        init: Initializer | None = None,
+    ):
+        self.gate = Dense(embed_dim, mlp_dim, axes=("embed", "mlp"), init=init)
+        self.up = Dense(embed_dim, mlp_dim, axes=("embed", "mlp"), init=init)
+        self.down = Dense(mlp_dim, embed_dim, axes=("mlp", "embed"), init=init)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b t d] -> [b t d]

@@ -79,7 +79,7 @@ class CheetorConfig:
         the middle of 48.
         """
         llms = {
-            "tiny": (LlamaConfig.tiny(), 2),
+            "tiny": (LlamaConfig.tiny_multi(), 2),
             "vicuna-7b": (LlamaConfig.llama_7b(remat="full"), 16),
             "vicuna-13b": (LlamaConfig.llama_13b(remat="full"), 24),
             "llama2-7b": (LlamaConfig.llama2_7b(remat="full"), 16),

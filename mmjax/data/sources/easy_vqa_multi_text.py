@@ -1,18 +1,20 @@
 """What the tiny language model that reads several pictures learns from: easy-VQA in words.
 
-Documents have the layout of Cheetor's prompts, with a caption in words wherever Cheetor puts a
-picture's vectors: each part of the user's turn after the other, a blank between them.
+Documents have the layout of Cheetor's prompts, with words wherever Cheetor puts a picture's
+vectors: what the picture shows, in any order, some of it repeated, as a set of vectors tells it.
 
-    Image: CAPTION. Image: CAPTION. QUESTION\\nAnswer: ANSWER </s> QUESTION\\n ...
+    Image: WORDS. Image: WORDS. QUESTION\\nAnswer: ANSWER </s> QUESTION\\n ...
 
     task         the pictures, and what is said of them
     question     record i of ``easy-vqa-multi``; more questions about its pictures follow
     difference   record i of the same, task=difference; or edited pictures: one deleted shape (a
-                 caption says "no shape"), one added shape (a caption of both)
-    single       a picture and its own questions in easy-VQA
-    caption      a picture, "Describe the picture.", and another caption of it; also without the
-                 request, or without it and ``Answer:``
-    description  several pictures, "describe the second picture.", and another caption of that
+                 picture's words are "no shape"), one added shape (the words of both)
+    caption      a picture, "Describe the picture.", and a caption of it; also without the request,
+                 or without it and ``Answer:``
+    description  several pictures, "describe the second picture.", and a caption of that
+
+Questions about two pictures are what all else is built on: a model that has learned them first
+learns the others soon, and one that meets all at once stays long where it began.
 """
 
 import random
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mmjax.data.example import Example, Text, Turn
-from mmjax.data.sources.easy_vqa import COLOURS, NUM_FORMS, SHAPES, Facts, questions
+from mmjax.data.sources.easy_vqa import COLOURS, NUM_FORMS, SHAPES, Facts
 from mmjax.data.sources.easy_vqa_multi import (
     DESCRIBE,
     DESCRIBE_DIFFERENCE,
@@ -34,11 +36,9 @@ from mmjax.data.sources.easy_vqa_multi import (
     ask_which,
     laid_out,
 )
-from mmjax.data.sources.easy_vqa_text import by_kinds
 
-PROPORTIONS = {"question": 45, "difference": 15, "single": 15, "caption": 10, "description": 15}
-"""Relative frequencies of the tasks. Descriptions, all of whose words are copied, teach soonest
-which picture to look at."""
+PROPORTIONS = {"question": 60, "difference": 15, "caption": 10, "description": 15}
+"""Relative frequencies of the tasks."""
 
 EDITS = {
     "delete": "there is a {} in the first picture and no shape in the second picture.",
@@ -48,15 +48,14 @@ EDITS = {
 
 CUE = "\nAnswer:"
 
-NUM_VECTORS = 8  # of a picture: a shuffled caption has up to as many words
-_EMPTY = ("no shape", "there is no shape", "the image contains no shape", "a picture of no shape")
+NUM_VECTORS = 8  # of a picture: it is told in up to as many words
 
 Scene = tuple[Facts, ...]
 """What a picture shows, one for each shape; edited ones have none or two."""
 
 
 class EasyVQAMultiText:
-    """Documents about one to four pictures; answers are assistant turns, all else is the user's.
+    """Documents about one to three pictures; answers are assistant turns, all else is the user's.
 
     Attributes:
       kinds: of each document, its task.
@@ -67,8 +66,8 @@ class EasyVQAMultiText:
         self,
         split: Literal["train", "dev", "test"] = "train",
         num_documents: int = 50_000,
-        max_words: int = 82,
-        shuffled: float = 0.0,
+        max_words: int = 72,
+        max_pictures: int = 3,
         graded: bool = False,
         seed: int = 0,
     ):
@@ -79,25 +78,21 @@ class EasyVQAMultiText:
           num_documents: length of the source.
           max_words: of a document, punctuation marks, bos and eos counted; questions are added
             while they fit.
-          shuffled: how often a document's pictures are told by the words of a caption in any
-            order, some of them repeated, as a set of vectors tells them.
-          graded: for evaluation: no captions or descriptions, and one question a document, whose
-            kind and answer are the example's ``info``.
+          max_pictures: 2 or 3, see `EasyVQAMulti`.
+          graded: for evaluation: one question a document and nothing else; its kind and answer
+            are the example's ``info``.
           seed: of all choices.
         """
         self.name = f"easy-vqa-multi-text/{split}"
-        self._asked = EasyVQAMulti(split, "question", num_documents, seed)
-        self._differences = EasyVQAMulti(split, "difference", num_documents, seed)
+        common = (num_documents, max_pictures, seed)
+        self._asked = EasyVQAMulti(split, "question", *common)
+        self._differences = EasyVQAMulti(split, "difference", *common)
         self._facts = self._asked.facts
         self._numbers = list(self._facts)
-        self._own = {number: [] for number in self._facts}
-        for question in questions(split):
-            if question.picture in self._own:
-                self._own[question.picture].append(question)
-        self._max_words, self._shuffled, self._graded = max_words, shuffled, graded
+        self._max_words, self._max_pictures, self._graded = max_words, max_pictures, graded
         self._seed, self.notices = seed, self._asked.notices
-        free = ("caption", "description") if graded else ()
-        weights = {task: share for task, share in PROPORTIONS.items() if task not in free}
+        tasks = ("question",) if graded else PROPORTIONS
+        weights = {task: PROPORTIONS[task] for task in tasks}
         self.kinds: Sequence[str] = random.Random(f"{seed}/tasks").choices(
             list(weights), list(weights.values()), k=num_documents
         )
@@ -109,21 +104,15 @@ class EasyVQAMultiText:
         rng = random.Random(f"{self._seed}/words/{index}")
         task, name = self.kinds[index], f"{self.name}/{index}"
         if task in ("caption", "description"):
-            number = 1 if task == "caption" else rng.randint(2, 4)
+            number = 1 if task == "caption" else rng.randint(2, self._max_pictures)
             return Example(name, self._caption(number, rng), {"kind": task})
         if task == "question":
             record = self._asked.record(index)
             scenes = {number: (self._facts[number],) for number in record.pictures}
             further = _further([self._facts[number] for number in record.pictures], rng)
-        elif task == "difference":
+        else:
             record, scenes = self._difference(index, rng)
             further = iter(())
-        else:
-            number = rng.choice(self._numbers)
-            first, *others = by_kinds(self._own[number], rng)
-            record = Record(first.kind, (number, first.question), first.answer)
-            scenes = {number: (self._facts[number],)}
-            further = ((other.question, other.answer) for other in others)
         turns = self._dialogue(record, scenes, iter(()) if self._graded else further, rng)
         return Example(name, turns, {"kind": record.kind, "answer": record.answer})
 
@@ -135,12 +124,11 @@ class EasyVQAMultiText:
         rng: random.Random,
     ) -> tuple[Turn, ...]:
         """``record`` with its pictures in words, then ``further`` questions while they fit."""
-        shuffled = rng.random() < self._shuffled
         details = record.kind in ("which size", "which place", "resize", "move")
         pieces = [
             part
             if isinstance(part, str)
-            else shown(scenes[part], rng, shuffled, details or rng.random() < DETAILS)
+            else shown(scenes[part], rng, details or rng.random() < DETAILS)
             for part in record.parts
         ]
         turns = _exchange(" ".join(pieces), record.answer)
@@ -169,37 +157,23 @@ class EasyVQAMultiText:
         return Record(kind, (0, 1, DESCRIBE_DIFFERENCE), answer), scenes
 
     def _caption(self, number: int, rng: random.Random) -> tuple[Turn, ...]:
-        """That many pictures, and another caption of one of them, which tells no more."""
+        """That many pictures, and a caption of one of them, which tells no more."""
         facts = [self._facts[picture] for picture in rng.sample(self._numbers, number)]
         told = [rng.random() < DETAILS for _ in facts]
-        shuffled = rng.random() < self._shuffled
-        pieces = [
-            shown((one,), rng, shuffled, details) for one, details in zip(facts, told, strict=True)
-        ]
+        pieces = [shown((one,), rng, details) for one, details in zip(facts, told, strict=True)]
         which = rng.randrange(number)
         details = told[which] and rng.random() < DETAILS
         answer = facts[which].caption(rng.randrange(NUM_FORMS), details=details)
         if number > 1:
             text = f"describe the {ORDINALS[which]} picture."
-            return _exchange(" ".join(laid_out(text, pieces, rng, numbered=True)), answer)
+            return _exchange(" ".join(laid_out(text, pieces, rng)), answer)
         asked = rng.choice((*pieces, pieces[0] + CUE, f"{pieces[0]} {DESCRIBE}{CUE}"))
         return Turn("user", (Text(asked),)), Turn("assistant", (Text(answer),))
 
 
-def shown(scene: Scene, rng: random.Random, shuffled: bool, details: bool) -> str:
-    """``Image: CAPTION.``, or ``Image: `` and words of it in any order, some of them repeated.
-
-    ``details``: size and place are told.
-    """
-    return f"Image: {(_words if shuffled else _sentence)(scene, rng, details)}."
-
-
-def _sentence(scene: Scene, rng: random.Random, details: bool) -> str:
-    if not scene:
-        return rng.choice(_EMPTY)
-    forms = (rng.randrange(NUM_FORMS), *[0] * (len(scene) - 1))
-    told = (facts.caption(form, details=details) for facts, form in zip(scene, forms, strict=True))
-    return " and ".join(caption.removesuffix(".") for caption in told)
+def shown(scene: Scene, rng: random.Random, details: bool) -> str:
+    """``Image: WORDS.``; ``details``: size and place are told."""
+    return f"Image: {_words(scene, rng, details)}."
 
 
 def _words(scene: Scene, rng: random.Random, details: bool) -> str:
