@@ -80,46 +80,48 @@ def _tiny(config: ConfigDict, model: CheetorConfig, guidance: str) -> None:
     size, q = model.blip2.vision.image_size, model.tokens_per_picture
     # The tiny language model has only met pictures as "Image: SOMETHING." in its pretraining.
     words = dict(before_picture="Image: ", after_picture=".", end=None)
-    caption = to_json(PicturePrompt(q, prompt="{pictures}", **words))
     asked = dict(prompt="{message}\nAnswer:", **words)
     once, twice = (to_json(PicturePrompt(q, guidance=look, **asked)) for look in ("none", guidance))
     common = dict(accumulation=1, log_every=20, eval_every=0, save_every=100, keep_checkpoints=2)
     common |= dict(eval_at_end=True)
     seen = dict(image_size=size, preparation="squash")
     questions = dict(source="easy-vqa-multi", pictures=3, lengths=dict(target=3 * (q + 4) + 24))
-    asking = dict(data=seen | questions, batch_size=128, max_new_tokens=3)
-    on_dev = asking["data"] | dict(split="dev", options=dict(num_records=1000))
+    asking = dict(data=seen | questions, batch_size=100, max_new_tokens=3)
+
+    def on(split: str, count: int) -> dict:
+        options = dict(num_records=count, max_pictures=3)
+        return asking["data"] | dict(split=split, options=options)
+
     cosine = dict(schedule="cosine", warmup_steps=30, end_learning_rate=1e-4, weight_decay=0.05)
-    config.align = dict(
-        steps=300,
-        batch_size=64,
-        data=seen
-        | dict(source="easy-vqa", split="train", options=dict(task="caption"))
-        | dict(lengths=dict(target=q + 17)),
-        template=caption,
-        train=ALIGN,
-        optimizer=dict(learning_rate=1e-2, **cosine),
-        eval=asking | dict(data=on_dev, template=once),
-        **common,
-    )
     sources = dict(
-        questions=dict(source="easy-vqa-multi"),
+        questions=dict(source="easy-vqa-multi", options=dict(max_pictures=3)),
         differences=dict(source="easy-vqa-differences", options=dict(num_records=3000)),
         captions=dict(source="easy-vqa-multi", options=dict(task="caption")),
     )
+    learning = seen | dict(split="train", pictures=3, lengths=dict(target=3 * (q + 4) + 26))
+    common |= dict(batch_size=32)
+    config.align = dict(
+        steps=300,
+        data=learning
+        | dict(source={name: sources[name] for name in ("questions", "captions")})
+        | dict(weights=dict(questions=0.5, captions=0.5)),
+        template=once,
+        train=ALIGN,
+        optimizer=dict(learning_rate=1e-2, **cosine),
+        eval=asking | dict(data=on("dev", 1100), template=once),
+        **common,
+    )
     config.vpgc = dict(
-        steps=700,
-        batch_size=32,
-        data=seen
-        | dict(source=sources, split="train", pictures=3, lengths=dict(target=3 * (q + 4) + 26))
-        | dict(weights=dict(questions=0.6, differences=0.2, captions=0.2)),
+        steps=500,
+        data=learning
+        | dict(source=sources, weights=dict(questions=0.6, differences=0.2, captions=0.2)),
         template=twice,
         train=VPGC,
         optimizer=dict(learning_rate=2e-3, **cosine),
-        eval=asking | dict(data=on_dev, template=twice),
+        eval=asking | dict(data=on("dev", 1100), template=twice),
         **common,
     )
-    config.test = asking | dict(data=asking["data"] | dict(split="test"), template=twice)
+    config.test = asking | dict(data=on("test", 4400), template=twice)
 
 
 def _paper(config: ConfigDict, model: CheetorConfig, prompt: dict) -> None:

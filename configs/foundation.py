@@ -65,7 +65,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
         config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny_multi()))
         config.tokenizer = "words"
         template = PlainText(answer_weight=16.0)
-        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=72))
+        data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=82))
         data |= dict(options=dict(num_documents=200_000))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "clip":
@@ -131,8 +131,11 @@ def get_config(variant: str = "llama") -> ConfigDict:
         )
         del config.pretrain
         config.pairs.steps = 1500
-        config.pairs.data.weights = dict(question=1.0, difference=0.0, caption=0.0, description=0.0)
-        config.pairs.data.options.max_pictures = 2
+        config.pairs.data.update(
+            lengths=dict(target=50),
+            weights=dict(pair=1.0, question=0.0, difference=0.0, caption=0.0, description=0.0),
+        )
+        config.pairs.data.options.max_words = 50
         config.several.update(
             eval_every=500,
             eval_at_end=True,

@@ -17,8 +17,7 @@ minigpt4: what does the linear layer bring?
 
 cheetor: what does the second look bring, and what does knowing the question bring to it?
     withheld      the trained model, given zeros in place of the pictures
-    stage 0 only  the aligned model, which looks once
-    switched off  the trained model, without its second look
+    switched off  the trained model, without its second look: what stage 0 left
     unguided      the control: same parameters, data and steps, but what guides the second look is
                   the first token, which has seen nothing
     VPG-C         the paper's
@@ -95,7 +94,6 @@ STUDIES = {
         {"vpgc": "tiny", "unguided": "tiny-unguided"},
         {
             "withheld": Test("vpgc", without_picture=True),
-            "stage 0 only": Test("vpgc", after=0),
             "switched off": Test("vpgc", template={"guidance": "none"}),
             "unguided": Test("unguided"),
             "VPG-C": Test("vpgc"),

@@ -1,9 +1,10 @@
-"""Two or three easy-VQA pictures with a question about all of them, made on the fly: what a model
+"""Two to four easy-VQA pictures with a question about all of them, made on the fly: what a model
 that reads several pictures (Cheetor) learns from at tiny size.
 
     first [picture] second [picture] third [picture] which picture is different in color?
 
-The question may also stand before or between the pictures.
+The question may also stand before or between the pictures; their numbers are told where the
+question or the answer has one.
 
     kind            question (one wording of several)                answer
     same colour     do both pictures contain the same color?         yes | no
@@ -15,8 +16,8 @@ The question may also stand before or between the pictures.
     which both      which picture contains a red circle?             likewise
     which size      which picture contains the largest shape?        likewise
     which place     which picture contains a shape at the left?      likewise
-    odd colour      which picture is different in color?             likewise; of 3
-    odd shape       which picture is different in shape?             likewise; of 3
+    odd colour      which picture is different in color?             likewise; of 3 or more
+    odd shape       which picture is different in shape?             likewise; of 3 or more
 
 Wording, number of pictures and answer are drawn first and independently, then pictures that make
 the answer true: so the wording gives nothing away. Sizes and places are asked only where they are
@@ -41,7 +42,7 @@ from typing import Literal
 from mmjax.data.example import Example, Text, Turn
 from mmjax.data.sources.easy_vqa import COLOURS, NUM_FORMS, SHAPES, captioned, picture, questions
 
-ORDINALS = ("first", "second", "third")
+ORDINALS = ("first", "second", "third", "fourth")
 
 DESCRIBE = "Describe the picture."
 DETAILS = 0.6  # of the captions tell size and place
@@ -106,7 +107,7 @@ KINDS = (
     *_WHICH,
     *("odd colour", "odd shape"),
 )
-BEHIND = 0.8  # of the questions stand behind their pictures, the others before or between them
+BEHIND = 0.6  # of the questions stand behind their pictures, the others before or between them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ class _Album:
     """
 
     def __init__(self, split: str, max_pictures: int):
-        self._most = max_pictures
+        self._max_pictures = max_pictures
         known = captioned(split)
         self.facts = {number: fact for number, fact in known if fact.colour and fact.shape}
         self.num_left_out = len({asked.picture for asked in questions(split)}) - len(self.facts)
@@ -159,19 +160,17 @@ class _Album:
 
     def question(self, kind: str, rng: random.Random) -> Record:
         """A question of one of `KINDS`."""
-        number = rng.randint(2, self._most)
         if kind.startswith("same"):
             text, answer, wanted = _same(kind, rng)
-        elif kind.startswith("odd"):
-            text, answer, wanted = _odd(kind, rng)
         else:
-            text, answer, wanted = (_which if kind in _WHICH else _at)(kind, number, rng)
+            ask = _at if kind.endswith("at") else _which if kind in _WHICH else _odd
+            text, answer, wanted = ask(kind, self._max_pictures, rng)
         shown: list[int] = []
         for facts in wanted:
             shown.append(
                 next(n for n in _from_anywhere(self.showing(facts), rng) if n not in shown)
             )
-        return Record(kind, laid_out(text, shown, rng), answer)
+        return Record(kind, laid_out(text, shown, rng, numbered="same" not in kind), answer)
 
     def difference(self, kind: str, rng: random.Random) -> Record:
         """Two pictures that differ in one of the five facts, and `DIFFERENCES` of ``kind``."""
@@ -209,7 +208,7 @@ class EasyVQAMulti:
         split: Literal["train", "dev", "test"] = "train",
         task: Literal["question", "difference", "caption"] = "question",
         num_records: int = 20_000,
-        max_pictures: int = 3,
+        max_pictures: int = 4,
         seed: int = 0,
     ):
         """
@@ -217,18 +216,18 @@ class EasyVQAMulti:
           split: whose pictures, see `mmjax.data.sources.easy_vqa`.
           task: what the records are.
           num_records: length of the source.
-          max_pictures: of a question; of two pictures none is the odd one.
+          max_pictures: of a question, 3 or 4.
           seed: of all choices.
         """
         if task not in _TASKS:
             raise ValueError(f"task must be one of {', '.join(_TASKS)}, got {task!r}")
-        if max_pictures not in (2, 3):
-            raise ValueError(f"max_pictures must be 2 or 3, got {max_pictures}")
+        if max_pictures not in (3, 4):
+            raise ValueError(f"max_pictures must be 3 or 4, got {max_pictures}")
         self.name = f"easy-vqa-multi/{split}"
         self._split, self._task, self._seed = split, task, seed
         self._album = _album(split, max_pictures)
         self.facts = self._album.facts
-        names = [name for name in _TASKS[task] if max_pictures > 2 or "odd" not in name]
+        names = _TASKS[task]
         self.kinds: Sequence[str] = [names[i % len(names)] for i in range(num_records)]
         self.notices = (
             f"{self._album.num_left_out:,} pictures are left out: what is asked of them tells no "
@@ -274,10 +273,15 @@ def ask_which(wanted: dict[str, str], rng: random.Random) -> str:
     return rng.choice(_WORDINGS["which"]).format(thing)
 
 
-def laid_out(text: str, shown: Sequence[int | str], rng: random.Random) -> tuple[int | str, ...]:
-    """Pictures with their `ORDINALS`, and a text behind, before or between."""
+def laid_out(
+    text: str, shown: Sequence[int | str], rng: random.Random, *, numbered: bool
+) -> tuple[int | str, ...]:
+    """Pictures, with their `ORDINALS` if ``numbered``, and a text behind, before or between."""
     place = len(shown) if rng.random() < BEHIND else rng.randrange(len(shown))
-    pieces = list(zip(ORDINALS, shown, strict=False))
+    pieces = [
+        (ordinal, one) if numbered else (one,)
+        for ordinal, one in zip(ORDINALS, shown, strict=False)
+    ]
     pieces.insert(place, (text,))
     return tuple(part for piece in pieces for part in piece)
 
@@ -294,25 +298,27 @@ def _same(kind: str, rng: random.Random) -> _Asked:
     return rng.choice(_WORDINGS[kind]), answer, wanted
 
 
-def _at(kind: str, number: int, rng: random.Random) -> _Asked:
+def _at(kind: str, max_pictures: int, rng: random.Random) -> _Asked:
     fact = kind.removesuffix(" at")
-    wanted = [{fact: rng.choice(_VALUES[fact])} for _ in range(number)]
+    wanted = [{fact: rng.choice(_VALUES[fact])} for _ in range(rng.randint(2, max_pictures))]
     position = rng.randrange(len(wanted))
     return ask_at(kind, position, rng), wanted[position][fact], wanted
 
 
-def _which(kind: str, number: int, rng: random.Random) -> _Asked:
+def _which(kind: str, max_pictures: int, rng: random.Random) -> _Asked:
     wanted = {fact: rng.choice(_VALUES[fact]) for fact in rng.choice(_WHICH[kind])}
+    number = rng.randint(2, max_pictures)
     position = rng.randrange(number)
     shown = [wanted if i == position else _unlike(wanted, rng) for i in range(number)]
     return ask_which(wanted, rng), ORDINALS[position], shown
 
 
-def _odd(kind: str, rng: random.Random) -> _Asked:
+def _odd(kind: str, max_pictures: int, rng: random.Random) -> _Asked:
     fact = kind.removeprefix("odd ")
     common, odd = rng.sample(_VALUES[fact], 2)
-    position = rng.randrange(3)
-    shown = [{fact: odd if i == position else common} for i in range(3)]
+    number = rng.randint(3, max_pictures)
+    position = rng.randrange(number)
+    shown = [{fact: odd if i == position else common} for i in range(number)]
     return rng.choice(_WORDINGS[kind]), ORDINALS[position], shown
 
 

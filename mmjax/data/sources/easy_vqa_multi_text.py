@@ -6,15 +6,16 @@ vectors: what the picture shows, in any order, some of it repeated, as a set of 
     Image: WORDS. Image: WORDS. QUESTION\\nAnswer: ANSWER </s> QUESTION\\n ...
 
     task         the pictures, and what is said of them
-    question     record i of ``easy-vqa-multi``; more questions about its pictures follow
+    pair         two pictures; what the first or second shows, and which of them shows it
+    question     record i of ``easy-vqa-multi``; more questions follow if its pictures have numbers
     difference   record i of the same, task=difference; or edited pictures: one deleted shape (a
                  picture's words are "no shape"), one added shape (the words of both)
     caption      a picture, "Describe the picture.", and a caption of it; also without the request,
                  or without it and ``Answer:``
     description  several pictures, "describe the second picture.", and a caption of that
 
-Questions about two pictures are what all else is built on: a model that has learned them first
-learns the others soon, and one that meets all at once stays long where it began.
+Pairs are what all else is built on: a model that has learned them first learns the others soon, and
+one that meets all at once stays long where it began.
 """
 
 import random
@@ -37,7 +38,7 @@ from mmjax.data.sources.easy_vqa_multi import (
     laid_out,
 )
 
-PROPORTIONS = {"question": 60, "difference": 15, "caption": 10, "description": 15}
+PROPORTIONS = {"pair": 10, "question": 50, "difference": 15, "caption": 10, "description": 15}
 """Relative frequencies of the tasks."""
 
 EDITS = {
@@ -55,7 +56,7 @@ Scene = tuple[Facts, ...]
 
 
 class EasyVQAMultiText:
-    """Documents about one to three pictures; answers are assistant turns, all else is the user's.
+    """Documents about one to four pictures; answers are assistant turns, all else is the user's.
 
     Attributes:
       kinds: of each document, its task.
@@ -66,8 +67,7 @@ class EasyVQAMultiText:
         self,
         split: Literal["train", "dev", "test"] = "train",
         num_documents: int = 50_000,
-        max_words: int = 72,
-        max_pictures: int = 3,
+        max_words: int = 82,
         graded: bool = False,
         seed: int = 0,
     ):
@@ -78,18 +78,17 @@ class EasyVQAMultiText:
           num_documents: length of the source.
           max_words: of a document, punctuation marks, bos and eos counted; questions are added
             while they fit.
-          max_pictures: 2 or 3, see `EasyVQAMulti`.
           graded: for evaluation: one question a document and nothing else; its kind and answer
             are the example's ``info``.
           seed: of all choices.
         """
         self.name = f"easy-vqa-multi-text/{split}"
-        common = (num_documents, max_pictures, seed)
-        self._asked = EasyVQAMulti(split, "question", *common)
-        self._differences = EasyVQAMulti(split, "difference", *common)
+        common = dict(num_records=num_documents, seed=seed)
+        self._asked = EasyVQAMulti(split, "question", **common)
+        self._differences = EasyVQAMulti(split, "difference", **common)
         self._facts = self._asked.facts
         self._numbers = list(self._facts)
-        self._max_words, self._max_pictures, self._graded = max_words, max_pictures, graded
+        self._max_words, self._graded = max_words, graded
         self._seed, self.notices = seed, self._asked.notices
         tasks = ("question",) if graded else PROPORTIONS
         weights = {task: PROPORTIONS[task] for task in tasks}
@@ -104,17 +103,31 @@ class EasyVQAMultiText:
         rng = random.Random(f"{self._seed}/words/{index}")
         task, name = self.kinds[index], f"{self.name}/{index}"
         if task in ("caption", "description"):
-            number = 1 if task == "caption" else rng.randint(2, self._max_pictures)
+            number = 1 if task == "caption" else rng.randint(2, 4)
             return Example(name, self._caption(number, rng), {"kind": task})
+        if task == "pair":
+            return Example(name, self._pair(rng), {"kind": task})
         if task == "question":
             record = self._asked.record(index)
             scenes = {number: (self._facts[number],) for number in record.pictures}
-            further = _further([self._facts[number] for number in record.pictures], rng)
+            numbered = ORDINALS[0] in record.parts
+            further = _further([self._facts[n] for n in record.pictures if numbered], rng)
         else:
             record, scenes = self._difference(index, rng)
             further = iter(())
         turns = self._dialogue(record, scenes, iter(()) if self._graded else further, rng)
         return Example(name, turns, {"kind": record.kind, "answer": record.answer})
+
+    def _pair(self, rng: random.Random) -> tuple[Turn, ...]:
+        """Two pictures, and questions about them behind them."""
+        first, second = numbers = rng.sample(self._numbers, 2)
+        facts = [self._facts[number] for number in numbers]
+        questions = _further(facts, rng)
+        for question, answer in questions:
+            record = Record("pair", (ORDINALS[0], first, ORDINALS[1], second, question), answer)
+            scenes = {number: (self._facts[number],) for number in numbers}
+            return self._dialogue(record, scenes, questions, rng)
+        return self._pair(rng)  # they show the same
 
     def _dialogue(
         self,
@@ -166,7 +179,7 @@ class EasyVQAMultiText:
         answer = facts[which].caption(rng.randrange(NUM_FORMS), details=details)
         if number > 1:
             text = f"describe the {ORDINALS[which]} picture."
-            return _exchange(" ".join(laid_out(text, pieces, rng)), answer)
+            return _exchange(" ".join(laid_out(text, pieces, rng, numbered=True)), answer)
         asked = rng.choice((*pieces, pieces[0] + CUE, f"{pieces[0]} {DESCRIBE}{CUE}"))
         return Turn("user", (Text(asked),)), Turn("assistant", (Text(answer),))
 
