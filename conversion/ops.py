@@ -114,19 +114,21 @@ class Squeeze:
 
 @dataclasses.dataclass(frozen=True)
 class FusedKernels:
-    """Queries, keys and values in one `torch.nn.Linear`, [3*out, in] -> three kernels one below
-    the other, [3*in, out]."""
+    """Several layers in one `torch.nn.Linear`, such as queries, keys and values, [count*out, in]
+    -> their kernels one below the other, [count*in, out]."""
+
+    count: int = 3
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         rows, width = self.forward_shape(x.shape)
-        return x.reshape(3, width, rows // 3).swapaxes(1, 2).reshape(rows, width)
+        return x.reshape(self.count, width, -1).swapaxes(1, 2).reshape(rows, width)
 
     inverse = forward
 
     def forward_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 2 or shape[0] % 3:
-            raise ValueError(f"three layers in one are [3*out, in], not {shape}")
-        return (3 * shape[1], shape[0] // 3)
+        if len(shape) != 2 or shape[0] % self.count:
+            raise ValueError(f"{self.count} layers in one are [{self.count}*out, in], not {shape}")
+        return (self.count * shape[1], shape[0] // self.count)
 
     inverse_shape = forward_shape
 

@@ -23,6 +23,7 @@ from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
 from mmjax.models.eva_vit import EvaVit, EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.models.qformer import QFormerConfig
+from mmjax.models.resampler import ResamplerConfig
 from mmjax.nn.param import specs
 from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
@@ -77,6 +78,22 @@ def _num_layers(shapes: Shapes, prefix: str) -> int:
     return max(numbers) + 1
 
 
+def adapter_sizes(shapes: Shapes) -> dict[str, int]:
+    """Which layers of a LLaMA have adapters, and how wide these are: fields of `LlamaConfig`."""
+    layer = "model.layers."
+    inside = re.compile(re.escape(layer) + r"(\d+)\.output_adapter\.")
+    numbers = sorted({int(found[1]) for key in shapes if (found := inside.match(key))})
+    if not numbers:
+        return {}
+    every = numbers[1] - numbers[0] if len(numbers) > 1 else _num_layers(shapes, layer)
+    if numbers != list(range(0, every * len(numbers), every)):
+        raise UnknownSizes(
+            f"adapters in layers {numbers}: they should be in 0, {every}, {2 * every}, ..."
+        )
+    down = _shape(shapes, 2, f"{layer}0.output_adapter.adapter_down.weight")
+    return {"adapter_every": every, "adapter_dim": down[0]}
+
+
 def llama_sizes(shapes: Shapes) -> LlamaConfig:
     layer = "model.layers.0."
     vocab_size, embed_dim = _shape(shapes, 2, "model.embed_tokens.weight")
@@ -92,6 +109,7 @@ def llama_sizes(shapes: Shapes) -> LlamaConfig:
         num_kv_heads=kv // head_dim,
         head_dim=head_dim,
         tied_head="lm_head.weight" not in shapes,
+        **adapter_sizes(shapes),
     )
 
 
@@ -148,14 +166,43 @@ def _grid(positions: Shape) -> int:
 
 
 def eva_vit_sizes(shapes: Shapes) -> EvaVitConfig:
+    """In EVA's spelling or in Lynx's."""
     d, _, patch, _ = _shape(shapes, 4, "patch_embed.proj.weight")
+    tables = {
+        name: f"{where}.relative_position_bias_table"
+        for name, where in (("relative", "blocks.0.attn"), ("shared_relative", "rel_pos_bias"))
+    }
+    tables = {name: _shape(shapes, 2, key) for name, key in tables.items() if key in shapes}
+    if tables and "pos_embed" not in shapes:
+        grid = (math.isqrt(max(max(tables.values())[0] - 3, 1)) + 1) // 2
+    else:
+        grid = _grid(_shape(shapes, 3, "pos_embed"))
     return EvaVitConfig(
-        image_size=patch * _grid(_shape(shapes, 3, "pos_embed")),
+        image_size=patch * grid,
         patch_size=patch,
         num_layers=_num_layers(shapes, "blocks."),
         embed_dim=d,
         mlp_dim=_shape(shapes, 2, "blocks.0.mlp.fc1.weight")[0],
+        num_heads=max(tables.values())[1] if tables else 1,
+        bias=not {"blocks.0.attn.q_bias", "blocks.0.attn.q_proj.bias"}.isdisjoint(shapes),
+        positions="pos_embed" in shapes,
+        relative="relative" in tables,
+        shared_relative="shared_relative" in tables,
+        layer_scale=float("blocks.0.gamma_1" in shapes),
+    )
+
+
+def resampler_sizes(shapes: Shapes) -> ResamplerConfig:
+    num_latents, d = _shape(shapes, 2, "latents")
+    inner = _shape(shapes, 2, "layers.0.0.to_q.weight")[0]
+    return ResamplerConfig(
+        embed_dim=d,
+        media_dim=_shape(shapes, 2, "layers.0.0.to_kv.weight")[1],
+        mlp_dim=_shape(shapes, 2, "layers.0.1.1.weight")[0],
+        num_latents=num_latents,
+        num_layers=_num_layers(shapes, "layers."),
         num_heads=1,
+        head_dim=inner,
     )
 
 
