@@ -18,7 +18,16 @@ from safetensors.numpy import load_file
 
 from conversion.engine import ConversionError
 from conversion.io import Source, SourceError, read
-from conversion.recordings import cheetor, decoding, lavis, lmeye, lynx, minigpt4, prompts
+from conversion.recordings import (
+    cheetor,
+    decoding,
+    lavis,
+    lmeye,
+    lynx,
+    lynx_networks,
+    minigpt4,
+    prompts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +69,13 @@ CASES = (
     Case("Cheetor", cheetor.is_cheetor, cheetor.cases),
     Case(
         "EVA ViT of Lynx",
-        lynx.is_eva_vit,
-        lynx.eva_vit,
+        lynx_networks.is_eva_vit,
+        lynx_networks.eva_vit,
         further=("source", "io_relpos", "state_relpos", "state_shared_relpos"),
     ),
-    Case("Lynx's resampler", lynx.is_resampler, lynx.resampler),
-    Case("LLaMA with adapters", lynx.is_llama, lynx.llama),
+    Case("Lynx's resampler", lynx_networks.is_resampler, lynx_networks.resampler),
+    Case("LLaMA with adapters", lynx_networks.is_llama, lynx_networks.llama),
+    Case("Lynx", lynx.is_lynx, lynx.whole),
 )
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from flax import nnx
 
@@ -15,7 +16,7 @@ from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
 from conversion.rules import Table
-from conversion.tables import blip2, cheetor, eva_vit, lmeye, minigpt4
+from conversion.tables import blip2, cheetor, eva_vit, lmeye, lynx, minigpt4
 from conversion.tables.clip import CLIP, VISION
 from conversion.tables.llama import LLAMA
 from mmjax.models.blip2 import Blip2, Blip2Config
@@ -27,6 +28,7 @@ from mmjax.models.resampler import ResamplerConfig
 from mmjax.nn.param import specs
 from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.lynx import Lynx, LynxConfig
 from mmjax.systems.minigpt4 import MiniGPT4, MiniGPT4Config
 
 Shapes = Mapping[str, Shape]
@@ -39,12 +41,18 @@ class UnknownSizes(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of checkpoint. ``infer`` raises UnknownSizes."""
+    """One kind of checkpoint. ``infer`` raises UnknownSizes.
+
+    Attributes:
+      table: its keys; ``table_of``: the table of an inferred config, where that says which tensor
+        goes where (None: ``table`` does for all).
+    """
 
     name: str
     table: Table
     model: type[nnx.Module]
     infer: Callable[[Shapes], object]
+    table_of: Callable[[Any], Table] | None = None
 
     def num_consumed(self, source: Source) -> int:
         """How many keys some rule reads or the table ignores by name."""
@@ -55,11 +63,16 @@ class Kind:
     def check(self, source: Source) -> tuple[object, Plan]:
         """(inferred config, plan). Raises UnknownSizes, or ConversionError with everything that
         does not fit."""
-        config = self.infer(source.shapes)
-        wanted = {
-            path: spec for path, spec in specs(self.model(config)).items() if self.table.fills(path)
-        }
-        return config, plan(self.table, source, wanted)
+        try:
+            config = self.infer(source.shapes)
+            declared = specs(self.model(config))
+        except UnknownSizes:
+            raise
+        except ValueError as error:  # a config that no model can have
+            raise UnknownSizes(str(error)) from error
+        table = self.table if self.table_of is None else self.table_of(config)
+        wanted = {path: spec for path, spec in declared.items() if table.fills(path)}
+        return config, plan(table, source, wanted)
 
 
 def _shape(shapes: Shapes, rank: int, *keys: str) -> Shape:
@@ -252,7 +265,7 @@ def lavis_blip2_sizes(shapes: Shapes) -> Blip2Config:
     names = ("", "llama_model.model.")  # Cheetor has its Q-Former twice, or under either name
     has = lambda name: f"{name}Qformer.bert.embeddings.LayerNorm.weight" in shapes  # noqa: E731
     return Blip2Config(
-        vision=eva_vit_sizes(_below("visual_encoder.", shapes)),
+        vision=eva_vit_sizes(below("visual_encoder.", shapes)),
         qformer=lavis_qformer_sizes(shapes, next(filter(has, names), "")),
         num_queries=_shape(shapes, 3, "query_tokens")[1],
     )
@@ -303,12 +316,12 @@ def _llama_around(embed_dim: int) -> LlamaConfig:
 def lmeye_full_sizes(shapes: Shapes) -> LMEyeConfig:
     return dataclasses.replace(
         lmeye_net_sizes(shapes),
-        language=llama_sizes(_below("llm.", shapes)),
-        clip=clip_sizes(_below("clip.", shapes)),
+        language=llama_sizes(below("llm.", shapes)),
+        clip=clip_sizes(below("clip.", shapes)),
     )
 
 
-def _below(prefix: str, shapes: Shapes) -> Shapes:
+def below(prefix: str, shapes: Shapes) -> Shapes:
     return {
         key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
     }
@@ -321,7 +334,7 @@ def minigpt4_trained_sizes(shapes: Shapes) -> MiniGPT4Config:
 
 
 def minigpt4_full_sizes(shapes: Shapes) -> MiniGPT4Config:
-    language = llama_sizes(_below("llama_model.", shapes))
+    language = llama_sizes(below("llama_model.", shapes))
     return MiniGPT4Config(language=language, blip2=lavis_blip2_sizes(shapes))
 
 
@@ -346,6 +359,39 @@ def cheetor_saved_sizes(shapes: Shapes) -> CheetorConfig:
 
 def cheetor_full_sizes(shapes: Shapes) -> CheetorConfig:
     return _cheetor_sizes(minigpt4_full_sizes(shapes), shapes)
+
+
+def lynx_trained_sizes(shapes: Shapes) -> LynxConfig:
+    """Sizes of tower and language model that do not show are 1."""
+    _, num_frames, _, e = _shape(shapes, 4, "absolute_frame_pos_embed")
+    resampler = resampler_sizes(below("bridge.", shapes))
+    inside = below("LLM.", shapes)
+    extras = adapter_sizes(inside)
+    layers = _num_layers(inside, "model.layers.") if extras else 1
+    language = dataclasses.replace(_llama_around(resampler.embed_dim), num_layers=layers, **extras)
+    small = dict(image_size=1, patch_size=1, num_layers=1, mlp_dim=1, num_heads=1)
+    return LynxConfig(language, EvaVitConfig(embed_dim=e, **small), resampler, num_frames)
+
+
+def lynx_full_sizes(shapes: Shapes) -> LynxConfig:
+    return dataclasses.replace(
+        lynx_trained_sizes(shapes),
+        language=llama_sizes(below("LLM.", shapes)),
+        vision=eva_vit_sizes(below("vision_encoder.", shapes)),
+    )
+
+
+def lynx_tower_sizes(shapes: Shapes) -> EvaVitConfig:
+    return eva_vit_sizes(below("vision_encoder.", shapes))
+
+
+def without_model_prefix(source: Source) -> Source:
+    """Lynx's files may have ``model.`` before every key."""
+    if "model.bridge.latents" not in source.entries:
+        return source
+    entries = {key.removeprefix("model."): entry for key, entry in source.entries.items()}
+    notices = (*source.notices, "the prefix 'model.' was taken off every key")
+    return dataclasses.replace(source, entries=entries, notices=notices)
 
 
 LMEYE_NET = Kind("lmeye stage 2 net", lmeye.NET, LMEye, lmeye_net_sizes)
@@ -373,6 +419,21 @@ KINDS = (
     CHEETOR_TRAINED,
     CHEETOR_SAVED,
     CHEETOR_FULL,
+    Kind("lynx vision encoder", lynx.TOWER, EvaVit, lynx_tower_sizes),
+    Kind(
+        "lynx trained part",
+        lynx.trained(1),
+        Lynx,
+        lynx_trained_sizes,
+        lambda config: lynx.trained(config.language.adapter_every),
+    ),
+    Kind(
+        "lynx whole model",
+        lynx.full(1),
+        Lynx,
+        lynx_full_sizes,
+        lambda config: lynx.full(config.language.adapter_every),
+    ),
 )
 
 
@@ -382,6 +443,7 @@ def recognise(source: Source) -> tuple[Kind, object, Plan]:
     Raises:
       ConversionError: none does; the problems are those of the table that comes closest.
     """
+    source = without_model_prefix(source)
     if not source.entries:
         raise ConversionError(source.name, ["there are no tensors in it"])
     known = {kind: consumed for kind in KINDS if (consumed := kind.num_consumed(source))}

@@ -1,268 +1,246 @@
-"""Recordings of Lynx and of its networks (Lynx reference, sections 1 and 3)."""
+"""Recordings of Lynx: what it reads and writes of pictures, videos and text (Lynx reference,
+sections 1.3, 1.5 and 3)."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from conversion.engine import carry_out, load, plan
+from conversion.engine import load
 from conversion.io import Source
-from conversion.ops import Positions
-from conversion.recognise import eva_vit_sizes, llama_sizes, resampler_sizes
+from conversion.recognise import below, lynx_full_sizes, without_model_prefix
 from conversion.recordings import Ours, Replayed
-from conversion.recordings.layout import IGNORED
-from conversion.tables import eva_vit as tower_tables
-from conversion.tables.llama import LLAMA, adapters
-from conversion.tables.resampler import RESAMPLER
-from mmjax.kernels.attention import attention
-from mmjax.models import eva_vit as towers
-from mmjax.models import resampler as resamplers
-from mmjax.models.eva_vit import EvaVit, EvaVitConfig
-from mmjax.models.llama import Llama, LlamaConfig
-from mmjax.models.resampler import Resampler
-from mmjax.nn.adapter import Adapter
-from mmjax.nn.cache import Cache
-from mmjax.nn.param import Params, merge, specs, subset
-from mmjax.nn.stack import run
-from mmjax.systems.system import token_losses
+from conversion.recordings.layout import sequence, with_bos
+from conversion.recordings.lynx_networks import last_channel, llama_of, resampler_of, tower_of
+from conversion.tables import lynx as tables
+from mmjax.data.batch import Batch, Sequence, media_places, stack_padded
+from mmjax.data.sequence import Lengths, assemble
+from mmjax.data.templates import Encoded, Segment
+from mmjax.generate.config import GenerationConfig
+from mmjax.generate.generator import Generator
+from mmjax.nn.param import Params, merge, specs
+from mmjax.systems.lynx import Lynx
 
 INPUT = "an input"
 
 
-def is_eva_vit(config: Mapping, keys: set[str]) -> bool:
-    return {"patch_embed.proj.weight", "blocks.0.attn.q_proj.weight"} <= keys
+def is_lynx(config: Mapping, keys: set[str]) -> bool:
+    return {"bridge.latents", "absolute_frame_pos_embed", "LLM.model.embed_tokens.weight"} <= keys
 
 
-def is_resampler(config: Mapping, keys: set[str]) -> bool:
-    return {"latents", "layers.0.0.to_kv.weight"} <= keys
-
-
-def is_llama(config: Mapping, keys: set[str]) -> bool:
-    return {"lm_head.weight", "model.layers.0.output_adapter.adapter_down.weight"} <= keys
-
-
-def eva_vit(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) -> Replayed:
-    """The tower block by block; the same from the file in EVA's spelling, with its positions
-    resized; towers with BEiT's options."""
-    told, weights = config["dims"], config["weights"]
-    eps = told.get("layer_norm_eps", EvaVitConfig.norm_eps)
-    sizes = dataclasses.replace(
-        eva_vit_sizes(state.shapes), num_heads=told["num_heads"], norm_eps=eps
-    )
-    params = load(tower_tables.LYNX, state, specs(EvaVit(sizes)))
-    blocks = tuple(range(sizes.num_layers))
-
-    @jax.jit
-    def compute(params, pixels):
-        model = merge(EvaVit(sizes), params)
-        first = merge(towers.Block(sizes), _layer(params, 0))
-        x = model.embed(pixels)
-        attended = first.attended(x)
-        fed = first.mlp(first.mlp_norm(x + attended))
-        return model.patches(pixels), x, attended, fed, *model(pixels, taps=blocks)
-
-    pixels = _last_channel(recorded["pixel_values"])
-    patches, x, attended, fed, states, tapped = compute(params, pixels)
-    ours = {"patch_embed": Ours(patches), "embeddings": Ours(x), "output": Ours(states)}
-    ours |= {"block0_attn_out": Ours(attended), "block0_mlp_out": Ours(fed)}
-    ours |= {f"block{i}_out": Ours(tapped[i]) for i in blocks}
-    left_out, remarks = {"pixel_values": INPUT}, []
-    if "pos_embed_source" in recorded:
-        left_out["pos_embed_source"] = INPUT
-        resized = Positions(sizes.grid).forward(recorded["pos_embed_source"])
-        ours["pos_embed_interpolated"] = Ours(resized[None])
-    if "source" in weights:
-        table = tower_tables.EVA + tower_tables.file_rest(sizes.num_layers)
-        decided = plan(table, weights["source"], specs(EvaVit(sizes)))
-        states = compute(carry_out(decided), pixels)[4]
-        ours["output, from the file in EVA's spelling"] = Ours(states)
-        remarks += [f"source.{key} is left out: {why}" for key, why in decided.ignored.items()]
-        remarks += decided.report()["notices"]
-    for kind in ("relpos", "shared_relpos"):
-        if f"state_{kind}" in weights and "io_relpos.pixel_values" in recorded:
-            seen = _last_channel(recorded["io_relpos.pixel_values"])
-            made, shared = _with_options(config["relpos_dims"], eps, weights[f"state_{kind}"], seen)
-            ours[f"io_relpos.output_{kind}"] = Ours(made)
-            if shared is not None:
-                ours["io_relpos.shared_rel_pos_bias"] = Ours(shared)
-            left_out["io_relpos.pixel_values"] = INPUT
-    return ours, left_out, remarks
-
-
-def _with_options(
-    told: Mapping, eps: float, state: Source, pixels: np.ndarray
-) -> tuple[jax.Array, jax.Array | None]:
-    """(states, the bias that blocks share or None) of a tower with BEiT's options."""
-    sizes = eva_vit_sizes(state.shapes)
-    sizes = dataclasses.replace(sizes, num_heads=told["num_heads"], norm_eps=eps)
-    params = load(tower_tables.LYNX, state, specs(EvaVit(sizes)))
-
-    @jax.jit
-    def compute(params, pixels):
-        model = merge(EvaVit(sizes), params)
-        return model(pixels)[0], None if model.relative is None else model.relative()
-
-    return compute(params, pixels)
-
-
-def _layer(params: Params, number: int, stack: str = "layers") -> Params:
-    """The weights of one layer of a stack."""
-    return {path: x[number] for path, x in subset(params, stack).items()}
-
-
-def _last_channel(pixels: np.ndarray) -> np.ndarray:
-    """[... 3 H W] -> [... H W 3]."""
-    return np.moveaxis(pixels, -3, -1)
-
-
-def resampler(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) -> Replayed:
-    """Pictures, videos and large numbers; the first layer in its parts."""
-    told = config["dims"]
-    sizes = _resampler_of(state.shapes, told.get("heads"), told.get("layer_norm_eps"))
-    params = load(RESAMPLER, state, specs(Resampler(sizes)))
-    look = jax.jit(lambda p, media: merge(Resampler(sizes), p)(media)[0])
-
-    @jax.jit
-    def compute(params, media):
-        block = merge(resamplers.Block(sizes), _layer(params, 0))
-        shape = (len(media), sizes.num_latents, sizes.embed_dim)
-        x = jnp.broadcast_to(params["latents"], shape)
-        attend = lambda q, k, v: (attention(q, k, v, causal=False), None)  # noqa: E731
-        attended = block.attended(x, media, attend)
-        fed = block.mlp(block.mlp_norm(x + attended))
-        return attended, fed, merge(Resampler(sizes), params)(media, taps=(0,))[1][0]
-
-    parts = compute(params, recorded["vision_embeds"])
-    names = ("layer0_attn_out", "layer0_ff_out", "latents_after_layer0")
-    ours = {name: Ours(value[:, None]) for name, value in zip(names, parts, strict=True)}
-    inputs = {
-        "output": "vision_embeds",
-        "output_4d": "vision_embeds_4d",
-        "output_large": "vision_embeds_large",
-        "video_output": "video_embeds",
-    }
-    for name, given in inputs.items():
-        if given in recorded:
-            media = recorded[given]
-            ours[name] = Ours(look(params, media.reshape(len(media), -1, media.shape[-1])))
-    ones = np.ones((len(recorded["vision_embeds"]), sizes.num_latents))
-    ours |= {name: Ours(ones, exact=True) for name in ("output_atts", "video_atts")}
-    return ours, dict.fromkeys(recorded.keys() & set(inputs.values()), INPUT), []
-
-
-def _resampler_of(shapes: Mapping, heads: int | None, eps: float | None):
-    """Its config: 8 heads, as upstream has it, unless another number is told."""
-    sizes = resampler_sizes(shapes)
-    heads = heads or 8
-    eps = sizes.norm_eps if eps is None else eps
-    head_dim = sizes.head_dim // heads
-    return dataclasses.replace(sizes, num_heads=heads, head_dim=head_dim, norm_eps=eps)
-
-
-def llama(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) -> Replayed:
-    """Every layer, attention and adapter of the first, losses, the last token through the cache."""
-    told = config["dims"]
-    sizes = _llama_of(state.shapes, told)
-    params = load(_with_adapters(sizes), state, specs(Llama(sizes)))
-    tokens, mask = recorded["input_ids"].astype(np.int32), recorded["attention_mask"]
-    positions = recorded["position_ids"].astype(np.int32)
-    places = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
-    labels, smoothing = recorded["labels"], told.get("label_smoothing", 0.0)
-    attended = mask > 0
-
-    @jax.jit
-    def read(params, positions, segments):
-        model = merge(Llama(sizes), params)
-        x = model.embed(tokens, jnp.float32)
-        states, _ = model(x, positions=positions, segments=segments)
-        logits = model.logits(states)
-        losses = token_losses(logits[:, :-1], jnp.maximum(labels[:, 1:], 0), smoothing)
-        weights = labels[:, 1:] != IGNORED
-        losses = jnp.where(weights, losses, 0)
-        return logits, losses.sum() / weights.sum(), losses.reshape(-1)
-
-    logits, loss, losses = read(params, positions, mask)
-    by_place, by_place_loss, _ = read(params, places, mask)
-    ours = {
-        "logits": Ours(logits, attended),
-        "loss": Ours(loss),
-        "loss_none": Ours(losses),
-        "logits_default_positions": Ours(by_place, attended),
-        "loss_default_positions": Ours(by_place_loss),
-        "logits_no_mask": Ours(read(params, places, np.ones_like(mask))[0]),
-    }
-    states, weights, adapted = _inside(sizes, params, tokens, positions, mask)
-    ours |= {f"hidden_{i}": Ours(x, attended) for i, x in enumerate(states)}
-    ours["attn_layer0"] = Ours(
-        weights, np.broadcast_to(attended[:, None], (len(tokens), *weights.shape[1:3]))
-    )
-    if "adapter_in" in recorded:
-        ours["adapter_out"] = Ours(adapted(recorded["adapter_in"]))
-    ours["cached_last_logits"] = Ours(_last_logits(sizes, params, tokens, positions, mask))
-    inputs = ("input_ids", "attention_mask", "position_ids", "labels", "adapter_in")
+def whole(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) -> Replayed:
+    """Pictures, videos and texts as they were read, each kind alone, and all in one batch without
+    pads inside; pictures and videos side by side; generation from both layouts."""
+    original = Original.load(config, state, recorded)
+    ours = {}
+    for kind in original.kinds:
+        ours |= original.read(kind)
+    ours |= original.together()
+    for name, case in config.get("generate", {}).items():
+        ours |= original.generated(name, case, recorded)
+    if "mixed_v2t_feats" in recorded:
+        ours |= original.mixed()
+    inputs = ("input_ids", "input_atts", "pixel_values", "pixel_values_video")
     return ours, {name: INPUT for name in inputs if name in recorded}, []
 
 
-def _llama_of(shapes: Mapping, told: Mapping) -> LlamaConfig:
-    """Its config: sizes and adapters by the shapes, what they do not show by the recording."""
-    sizes = llama_sizes(shapes)
-    heads = told["heads"]
-    return dataclasses.replace(
-        sizes,
-        num_heads=heads,
-        num_kv_heads=None,
-        head_dim=None,
-        norm_eps=told.get("rms_norm_eps", sizes.norm_eps),
-        rope_base=float(told.get("rope_base", sizes.rope_base)),
-    )
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """The recorded model and its inputs.
 
+    Attributes:
+      ids, mask: of the texts, padded on the left.
+      states: kind of input -> (the tower's states [b f p+1 e], or None for text alone).
+      bos, eos, pad: tokens.
+    """
 
-def _with_adapters(sizes: LlamaConfig):
-    return LLAMA + adapters(sizes.adapter_every) if sizes.adapter_every else LLAMA
+    system: Lynx
+    params: Params
+    ids: np.ndarray
+    mask: np.ndarray
+    states: Mapping[str, np.ndarray | None]
+    bos: int
+    eos: int
+    pad: int
 
+    @classmethod
+    def load(cls, config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) -> "Original":
+        told = config["dims"]
+        state = without_model_prefix(state)
+        sizes = lynx_full_sizes(state.shapes)
+        sizes = dataclasses.replace(
+            sizes,
+            language=llama_of(below("LLM.", state.shapes), told["llm"]),
+            vision=tower_of(sizes.vision, told["vit"]),
+            resampler=resampler_of(
+                below("bridge.", state.shapes),
+                told.get("resampler_heads"),
+                told.get("layer_norm_eps"),
+            ),
+        )
+        system = Lynx(sizes)
+        params = load(tables.full(sizes.language.adapter_every), state, specs(system))
+        look = jax.jit(lambda p, pixels: merge(system, p).vision(pixels)[0])
+        states = {"text": None}
+        for kind, name in (("image", "pixel_values"), ("video", "pixel_values_video")):
+            if name in recorded:
+                pixels = last_channel(recorded[name])
+                b, size = len(pixels), pixels.shape[-3:]
+                seen = np.asarray(look(params, pixels.reshape(-1, *size)))
+                states[kind] = seen.reshape(b, -1, *seen.shape[1:])
+        return cls(
+            system,
+            params,
+            recorded["input_ids"],
+            recorded["input_atts"],
+            states,
+            bos=told.get("bos_token_id", 1),
+            eos=told.get("eos_token_id", 2),
+            pad=told["pad_token_id"],
+        )
 
-def _inside(sizes: LlamaConfig, params: Params, tokens, positions, mask):
-    """(states before the first layer, after each but the last, and after the final norm; the first
-    layer's attention [b n t t]; the first adapter as a function)."""
+    @property
+    def kinds(self) -> list[str]:
+        return list(self.states)
 
-    @jax.jit
-    def compute(params):
-        model = merge(Llama(sizes), params)
-        x = model.embed(tokens, jnp.float32)
+    def layout(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, mask, positions, media slots), all [b t], as the original has it: vectors, pads,
+        text."""
+        b = len(self.ids)
+        q = 0 if self.states[kind] is None else self.system.config.resampler.num_latents
+        tokens = np.concatenate([np.full((b, q), self.pad), self.ids], axis=1)
+        mask = np.concatenate([np.ones((b, q), int), self.mask], axis=1)
+        slots = np.full(tokens.shape, -1, np.int32)
+        slots[:, :q] = np.arange(q)
+        return tokens, mask, np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 1), slots
 
-        def attend(query, key, value):
-            seen = dict(query_segments=mask, key_segments=mask)
-            return attention(query, key, value, causal=True, **seen), (query, key)
+    def batch(self, kind: str, *, by_place: bool = False) -> Batch:
+        """``by_place``: positions count places, as without position_ids."""
+        tokens, mask, positions, slots = self.layout(kind)
+        slots = {} if self.states[kind] is None else {"media": slots}
+        text = sequence(tokens, mask, slots, positions=None if by_place else positions)
+        return self.with_states(text, [kind])
 
-        def layer(block, x, _, extra):
-            x, kept = block(x, positions, attend)
-            return (x if extra is None else extra(x)), kept
+    def with_states(self, text: Sequence, kinds: list[str]) -> Batch:
+        """A batch of rows of these kinds, one kind after the other."""
+        rows = [self.states[kind] for kind in kinds]
+        batch = Batch(np.arange(len(text.tokens)), text)
+        places = max((len(one[0]) for one in rows if one is not None), default=0)
+        if not places:
+            return batch
+        shape = next(one.shape[2:] for one in rows if one is not None)
+        each = len(self.ids)
+        counts, features = [], []
+        for kind, one in zip(kinds, rows, strict=True):
+            media = {"image": [None], "video": [places], "text": []}[kind]
+            counts += [media] * each
+            features += [np.zeros((0, *shape), np.float32)] * each if one is None else list(one)
+        item, time = media_places(counts, places)
+        return dataclasses.replace(
+            batch, features=stack_padded(features, places), frame_item=item, frame_time=time
+        )
 
-        extras = dict(extras=model.adapters, period=sizes.adapter_every)
-        taps = tuple(range(sizes.num_layers - 1))
-        last, (queries, keys), tapped = run(model.layers, layer, x, taps=taps, **extras)
-        scores = jnp.einsum("btnh,bsnh->bnts", queries[0], keys[0]) * queries.shape[-1] ** -0.5
-        sees = np.tril(np.ones(mask.shape[1:] * 2, bool)) & (mask[:, None] > 0)
-        weights = jax.nn.softmax(jnp.where(sees[:, None], scores, -jnp.inf), axis=-1)
-        return [x, *tapped, model.norm(last)], weights
+    def compact(self, kinds: list[str]) -> Batch:
+        """The same rows as our templates lay them out."""
+        rows = []
+        for kind in kinds:
+            tokens, mask, _, slots = self.layout(kind)
+            for row, there in enumerate(mask > 0):
+                rows.append(
+                    [
+                        Segment((int(token),), slot=None if slot < 0 else ("media", int(slot)))
+                        for token, slot in zip(tokens[row, there], slots[row, there], strict=True)
+                    ]
+                )
+        longest = max(map(len, rows))
+        text = assemble([Encoded(row) for row in rows], Lengths(longest), self.pad)[2]
+        return self.with_states(text, kinds)
 
-    states, weights = compute(params)
-    first = Adapter(sizes.embed_dim, sizes.adapter_dim)
-    return states, weights, merge(first, _layer(params, 0, "adapters"))
+    def read(self, kind: str) -> dict[str, Ours]:
+        _, mask, positions, _ = self.layout(kind)
+        attended = mask > 0
+        output, logits = self._compute(self.batch(kind))
+        ours = {
+            f"{kind}_attention_mask": Ours(mask, exact=True),
+            f"{kind}_position_ids": Ours(positions, exact=True),
+            f"{kind}_logits": Ours(logits, attended),
+        }
+        by_place = self._compute(self.batch(kind, by_place=True))[1]
+        ours[f"{kind}_logits_default_positions"] = Ours(by_place, attended)
+        if "vision" in output:
+            b, f, s, e = output["vision"].shape
+            ours[f"{kind}_vision_embeds"] = Ours(output["vision"].reshape(b, f * s, e))
+            ours[f"{kind}_v2t_feats"] = Ours(self._first(output["media"]))
+        return ours
 
+    def together(self) -> dict[str, Ours]:
+        """The logits of all rows read as one batch, at the places of the original's layout."""
+        logits, start, ours = self._compute(self.compact(self.kinds))[1], 0, {}
+        for kind in self.kinds:
+            attended = self.layout(kind)[1] > 0
+            spread = np.zeros((*attended.shape, logits.shape[-1]), np.float32)
+            for row, there in enumerate(attended):
+                spread[row, there] = logits[start + row, : there.sum()]
+            ours[f"{kind}_logits, all kinds in one batch"] = Ours(spread, attended)
+            start += len(attended)
+        return ours
 
-def _last_logits(sizes: LlamaConfig, params: Params, tokens, positions, mask) -> jax.Array:
-    """[b 1 v] of the last token, all before it in the cache."""
+    def mixed(self) -> dict[str, Ours]:
+        """Vectors of videos, then of pictures."""
+        kinds = ["video", "image"]
+        text = dataclasses.replace(self.compact(kinds).target, slots={})
+        media = self._first(self._compute(self.with_states(text, kinds))[0]["media"])
+        return {
+            "mixed_v2t_feats": Ours(media),
+            "mixed_v2t_atts": Ours(np.ones(media.shape[:2]), exact=True),
+        }
 
-    @jax.jit
-    def compute(params):
-        model = merge(Llama(sizes), params)
-        x = model.embed(tokens, jnp.float32)
-        before = dict(positions=positions[:, :-1], segments=mask[:, :-1].astype(np.int32))
-        _, kept = model(x[:, :-1], keep=True, **before)
-        cache = Cache.start([kept], position=positions[:, -1], room=1)
-        return model.logits(model.decode(x[:, -1:], cache)[0])
+    def generated(self, name: str, case: Mapping, recorded: Mapping) -> dict[str, Ours]:
+        """The ids of all rows, and of each row alone."""
+        settings, batch = self.settings(case), self.batch(case["input"])
+        generate = Generator(self.system, settings)
 
-    return compute(params)
+        def ids(batch: Batch) -> np.ndarray:
+            return with_bos(np.asarray(generate(self.params, batch).tokens[:, 0]), settings)
+
+        ours = {name: Ours(ids(batch), exact=True)}
+        ours[f"{name}, no pads inside"] = Ours(ids(self.compact([case["input"]])), exact=True)
+        for row in range(len(self.ids)):
+            if (alone := f"{name}_row{row}_alone") in recorded:
+                one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
+                ours[alone] = Ours(ids(one)[0], exact=True)
+        return ours
+
+    def settings(self, case: Mapping) -> GenerationConfig:
+        """``min_length`` counts the bos that nobody reads."""
+        beams = dict(num_beams=case["num_beams"], length_penalty=case.get("length_penalty", 1.0))
+        return GenerationConfig(
+            max_new_tokens=case["max_new_tokens"],
+            min_new_tokens=max(case.get("min_length", 0) - 1, 0),
+            no_repeat_ngram_size=case.get("no_repeat_ngram_size", 0),
+            eos_tokens=(self.eos,),
+            pad_token=self.pad,
+            rules="transformers-4.28",
+            bos_token=self.bos,
+            **(beams if case["num_beams"] > 1 else {}),
+        )
+
+    @functools.cached_property
+    def _reading(self) -> Callable:
+        def read(params, batch):
+            model = merge(self.system, params)
+            output = model.hidden(batch)
+            return output.aux, model.logits(output.states)
+
+        return jax.jit(read)
+
+    def _compute(self, batch: Batch) -> tuple[dict[str, jax.Array], np.ndarray]:
+        """(intermediates, logits [b t v])."""
+        aux, logits = self._reading(self.params, batch)
+        return aux, np.asarray(logits)
+
+    def _first(self, media: jax.Array) -> jax.Array:
+        """The vectors of each row's first medium."""
+        return media[:, : self.system.config.resampler.num_latents]
