@@ -48,9 +48,10 @@ from mmjax.models.llama import LlamaConfig
 from mmjax.nn.param import specs
 from mmjax.systems.lynx import Lynx, LynxConfig
 
-STATE, TOWER = "bridge.latents", "patch_embed.proj.weight"
+STATE, TOWER = "bridge.", "patch_embed.proj.weight"
 EMBEDDING = "LLM.model.embed_tokens.weight"
 PAD = "[PAD]"
+_UNPUBLISHED = "Lynx with cross-attention was never published: it has no format"
 # What its code has fixed, and no file tells.
 VISION_HEADS, RESAMPLER_HEADS = 16, 8
 
@@ -58,6 +59,8 @@ VISION_HEADS, RESAMPLER_HEADS = 16, 8
 def _assemble(opened: Sequence[Source], options: Options) -> Assembled:
     roles = _roles(opened)
     named = None if options.variant is None else LynxConfig.named(options.variant)
+    if named is not None and named.fusion != "prefix":
+        raise SourceError(_UNPUBLISHED)
     notices: list[str] = []
     config, has_pad_added = _config(roles, named, notices)
     model = Lynx(config)
@@ -95,7 +98,7 @@ def _roles(opened: Sequence[Source]) -> dict[str, Source]:
         found[role] = source
     state = found["state"].entries if "state" in found else {}
     needed = {
-        f"what Lynx trained (a file with {STATE})": "state" in found,
+        f"what Lynx trained (a file with {STATE}*)": "state" in found,
         "the language model (a LLaMA folder)": "language" in found or EMBEDDING in state,
         "the tower (an EVA ViT file)": ("tower" in found or f"vision_encoder.{TOWER}" in state),
     }
@@ -107,7 +110,7 @@ def _roles(opened: Sequence[Source]) -> dict[str, Source]:
 
 def _role(source: Source) -> str:
     if source.config is None:
-        if STATE in source.entries:
+        if any(key.startswith(STATE) for key in source.entries):
             return "state"
         if TOWER in source.entries:
             return "tower"
@@ -116,8 +119,8 @@ def _role(source: Source) -> str:
                 f"{source.name}: a language model without its config.json; give its folder"
             )
         raise SourceError(
-            f"{source.name}: none of Lynx's parts; known by their keys are the state ({STATE}) and "
-            f"the tower ({TOWER})"
+            f"{source.name}: none of Lynx's parts; known by their keys are the state ({STATE}*) "
+            f"and the tower ({TOWER})"
         )
     network = source.config.get("system") or network_of(source.config, source.name)
     if network != "llama":
@@ -143,7 +146,7 @@ def _config(
     resampler = dataclasses.replace(trained.resampler, num_heads=heads, head_dim=inner // heads)
     extras = {name: getattr(trained.language, name) for name in ("adapter_every", "adapter_dim")}
     every = extras["adapter_every"]
-    notices.append(f"every {_ordinal(every)} layer of the language model has an adapter")
+    notices.append(f"layers 0, {every}, {2 * every}, ... of the language model have adapters")
     try:
         sizes = dict(vision=vision, resampler=resampler, num_frames=trained.num_frames)
         config = LynxConfig(dataclasses.replace(language, **extras), **sizes)
@@ -159,10 +162,6 @@ def _config(
     kept = dict(remat=named.language.remat, attention=named.language.attention)
     language = dataclasses.replace(config.language, **kept)
     return dataclasses.replace(named, language=language, **sizes), has_pad_added
-
-
-def _ordinal(number: int) -> str:
-    return {1: "single", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _vision(
@@ -313,7 +312,7 @@ def _already(
 def _original(config: LynxConfig, stage: int) -> dict[str, TorchFile]:
     """What was trained, and the tower under the name that the original reads it by."""
     if config.fusion != "prefix":
-        raise SourceError("Lynx with cross-attention was never published: it has no format")
+        raise SourceError(_UNPUBLISHED)
     name = {1: "pretrain_lynx.pt", 2: "finetune_lynx.pt"}[stage]
     paths = r"(resampler|language\.adapters)\..*|frame_embedding"
     table = lynx.trained(config.language.adapter_every)

@@ -1,8 +1,14 @@
 """Pictures, videos and texts of Lynx: its prompt, their places in a batch, the choice of frames."""
 
+import io
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import sentencepiece
 from PIL import Image
+from safetensors.numpy import load_file
 
 from mmjax.data.batch import Batch, media_places, with_media
 from mmjax.data.example import BadSample, Example, Media, Text, Turn
@@ -57,6 +63,21 @@ def test_the_prompt():
     assert words(made.target).startswith("\x01user: hi") and made.media == (PICTURE, VIDEO)
 
 
+def test_the_prompt_has_the_originals_ids():
+    """With the tokenizer of the recording, whose rows are padded on the left."""
+    folder = Path(__file__).parents[1] / "fixtures" / "lynx"
+    recorded = load_file(folder / "io.safetensors")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    tokenizer = LetterTokenizer()
+    tokenizer.encode = model.encode
+    prompts = json.loads((folder / "config.json").read_text())["prompts"]
+    for prompt, ids, mask in zip(
+        prompts, recorded["input_ids"], recorded["input_atts"], strict=True
+    ):
+        made = LynxPrompt(6).encode(asked([PICTURE, Text(prompt)]), tokenizer, generating=True)
+        assert made.target[-1].ids == tuple(ids[mask > 0])
+
+
 def test_what_the_prompt_does_not_take():
     template = LynxPrompt(2, max_answer=3)
     complete = asked([Text("a")], [Text("b")])
@@ -103,8 +124,6 @@ def test_frames_in_training_are_drawn_from_stretches():
 
 
 def test_center_rounds_where_clip_cuts():
-    import io
-
     pixels = np.arange(7 * 4 * 3, dtype=np.uint8).reshape(4, 7, 3)  # 3 columns too many
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
