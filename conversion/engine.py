@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from conversion.io import Entry, Source
-from conversion.ops import Positions, Shape, join_rows, split_rows
+from conversion.ops import Shape, join_rows, split_rows
 from conversion.rules import Binding, Init, Slot, Table
 from mmjax.nn.param import ParamSpec, init_params
 
@@ -97,8 +97,9 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
     problems, steps = [], []
     taken: set[tuple[str, int]] = set()
     absent: dict[tuple[Slot, ...], list[str]] = {}
+    given = {key for key in source.entries if not table.overridden(key)}
     for binding in bindings:
-        present = [key for key in binding.keys if key in source.entries]
+        present = [key for key in binding.keys if key in given]
         if len(present) > 1:
             targets = " + ".join(map(str, binding.slots))
             problems.append(f"two spellings of one tensor: {' and '.join(present)} -> {targets}")
@@ -120,7 +121,7 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
             problems.append(f"missing from the source: {' or '.join(keys)} -> {targets}")
     known = {key for binding in bindings for key in binding.keys}
     ignored, ties = {}, []
-    for key in source.entries.keys() - known:
+    for key in source.entries.keys() - (known & given):
         other = next((tie.equals for tie in table.ties if tie.source == key), None)
         if reason := table.ignored(key):
             ignored[key] = reason
@@ -169,9 +170,8 @@ def _fitting(table: Table, binding: Binding, shape: Shape) -> tuple[Slot, ...] |
 def _remarks(source: Source, steps: Iterable[Step]) -> Iterator[str]:
     """What ops do to tensors besides moving their numbers."""
     for step in steps:
-        if isinstance(step.binding.op, Positions) and (
-            remark := step.binding.op.remark(source.entries[step.key].shape)
-        ):
+        told = getattr(step.binding.op, "remark", lambda shape: None)
+        if remark := told(source.entries[step.key].shape):
             yield f"{step.key}: {remark}"
 
 

@@ -1,11 +1,19 @@
 """The contract between data, systems and generation: what one batch is.
 
-Letters: ``b`` rows, ``t`` tokens, ``f`` pictures and video frames of a row, ``r`` rows of a slot
-table, ``d`` width. Arrays are numpy on the way out of the pipeline and jax arrays inside a step.
+Letters: ``b`` rows, ``t`` tokens, ``f`` pictures and video frames of a row, ``m`` media (pictures
+and videos) of a row, ``r`` rows of a slot table, ``d`` width. Arrays are numpy on the way out of
+the pipeline and jax arrays inside a step.
 
 A slot is a position whose embedding a system fills in. ``slots[name][b, t]`` is -1, or the row of
 the table ``[b r d]`` of that name which belongs there: ``media``, ``request``, ``response``,
 ``guidance``.
+
+Slots name media, whatever their number of frames: medium i has the rows i*q ... (i+1)*q - 1 of the
+table ``media``. The frames of a row stand one medium after the other, in order of time, then empty
+places; f = 7, a picture, a video of three frames, another picture:
+
+    frame_item    0   1   1   1   2  -1  -1
+    frame_time   -1   0   1   2  -1  -1  -1
 
     target only       one-pass systems, and the alignment stage of LMEye
     prefix + target   the same, with the prompt apart (generation)
@@ -63,8 +71,9 @@ class Batch:
       request: what the first of two passes reads after the prefix, or None.
       frames: uint8[b f H W 3] pictures and video frames, or None; rows may have fewer than f, zeros
         fill them up, and no slot asks for these.
-      frame_item: i32[b f], the media item that a frame belongs to; -1 pads.
-      frame_time: i32[b f], the frame's number in its video; -1 for a still picture.
+      frame_item: i32[b f], the number of the medium that a frame belongs to; -1 pads. None: each
+        place is a picture of its own.
+      frame_time: i32[b f], the frame's number in its video; -1 for a still picture. None: all are.
       features: the frozen tower's output [b f ...] in place of ``frames``, or None.
     """
 
@@ -90,6 +99,41 @@ def with_pictures(batch: Batch, rows: list[np.ndarray], places: int) -> Batch:
         frame_item=item,
         frame_time=np.full_like(item, -1),
     )
+
+
+def with_media(batch: Batch, rows: list[list[np.ndarray]], places: int) -> Batch:
+    """``batch`` with pictures and videos: ``rows`` are each row's media in order, uint8[H W 3] a
+    picture, uint8[n H W 3] a video of n frames; ``places`` is f."""
+    frames = [[one if one.ndim == 4 else one[None] for one in row] for row in rows]
+    side = next(one.shape[1:] for row in frames for one in row)
+    none = np.zeros((0, *side), np.uint8)
+    counts = [[len(one) if one.ndim == 4 else None for one in row] for row in rows]
+    item, time = media_places(counts, places)
+    joined = [np.concatenate([none, *row]) for row in frames]
+    return dataclasses.replace(
+        batch, frames=stack_padded(joined, places), frame_item=item, frame_time=time
+    )
+
+
+def media_places(rows: list[list[int | None]], places: int) -> tuple[np.ndarray, np.ndarray]:
+    """(`Batch.frame_item`, `Batch.frame_time`) of rows of media: the number of a video's frames, or
+    None for a picture; ``places`` is f.
+
+    Raises:
+      ValueError: a row has more frames than places.
+    """
+    item, time = np.full((2, len(rows), places), -1, np.int32)
+    for row, counts in enumerate(rows):
+        found = [
+            (number, t)
+            for number, count in enumerate(counts)
+            for t in ((-1,) if count is None else range(count))
+        ]
+        if len(found) > places:
+            raise ValueError(f"row {row} has {len(found)} frames, there are {places} places")
+        item[row, : len(found)] = [number for number, _ in found]
+        time[row, : len(found)] = [t for _, t in found]
+    return item, time
 
 
 def stack_padded(rows: list[np.ndarray], places: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A record as every source gives it and every template takes it: turns of typed parts.
 
-A part is text or a picture, never text with placeholders in it: a user may write ``<img>`` or
-``</s>`` and it stays what it is, text.
+A part is text, a picture or a video, never text with placeholders in it: a user may write
+``<img>`` or ``</s>`` and it stays what it is, text.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """A picture.
+    """A picture, or a video of which some frames are shown.
 
     Attributes:
       key: names the picture uniquely within the project's data; stored features are looked up by
@@ -28,11 +28,14 @@ class Media:
         for a picture of which nothing but stored features is there.
       mirrored: to be flipped left to right after decoding. A mirrored picture needs a key of its
         own.
+      is_video: of a video as many frames are shown as the system takes, whatever their number in
+        the file.
     """
 
     key: str
     data: Path | bytes | Callable[[], bytes] | None
     mirrored: bool = False
+    is_video: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Example:
 
     @property
     def media(self) -> tuple[Media, ...]:
-        """All pictures, in reading order."""
+        """All pictures and videos, in reading order."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Media))
 
     def text(self, role: Role) -> str:

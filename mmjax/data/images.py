@@ -4,6 +4,7 @@
     clip          the middle, sides in proportion           CLIP; LMEye
     squash        everything, sides not in proportion       LAVIS in evaluation; MiniGPT-4, Cheetor
     crop          a random part, nearly in proportion       LAVIS in training; the same two
+    center        as clip, the middle rounded, not cut      torchvision's CenterCrop; Lynx
 
 Whatever is wrong with a picture comes out as `BadSample`, which names the file and the cause;
 nothing here changes Pillow's global settings. Channels are treated as the original projects treat
@@ -27,7 +28,7 @@ from mmjax.data.example import BadSample, Media
 
 T = TypeVar("T")
 
-PREPARATIONS = ("clip", "squash", "crop")
+PREPARATIONS = ("clip", "squash", "crop", "center")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 2**20
@@ -85,8 +86,8 @@ def prepare(
     """
     check_preparation(preparation)
     image = load_image(media)
-    if preparation == "clip":
-        return clip_preprocess(image, size)
+    if preparation in ("clip", "center"):
+        return clip_preprocess(image, size, is_rounded=preparation == "center")
     if preparation == "squash":
         return squash(image, size)
     if draw is None:
@@ -131,18 +132,20 @@ def crop_box(width: int, height: int, draw: np.random.Generator) -> tuple[int, i
     return left, top, left + w, top + h
 
 
-def clip_preprocess(image: Image.Image, size: int) -> np.ndarray:
+def clip_preprocess(image: Image.Image, size: int, *, is_rounded: bool = False) -> np.ndarray:
     """What CLIP's image processor does before it scales: uint8[size size 3].
 
     The short side becomes ``size`` (bicubic); the long side and the crop's offset are rounded down,
-    as there. `mmjax.models.clip` scales and normalises on the device.
+    as there; with ``is_rounded`` the offset is rounded to the nearest, halves to even numbers, as
+    torchvision's `CenterCrop` does. `mmjax.models.clip` scales and normalises on the device.
     """
     width, height = image.size
     long = int(size * max(width, height) / min(width, height))
     resized = (size, long) if width <= height else (long, size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    half = (lambda excess: round(excess / 2)) if is_rounded else (lambda excess: excess // 2)
+    left, top = (half(side - size) for side in resized)
     return np.asarray(image)[top : top + size, left : left + size].copy()
 
 

@@ -144,7 +144,7 @@ def _compute(
 def _fingerprint(tower: Tower, params: Params, config: dict) -> dict[str, str]:
     """All that a picture's features depend on, but for rounding."""
     size, preparation = _pictures(config)
-    said = {"clip": "CLIP's preparation", "squash": "squashed"}[preparation]
+    said = {"clip": "CLIP's preparation", "squash": "squashed", "center": "centre cut"}[preparation]
     return {
         "weights": params_hash({path: params[path] for path in tower.paths}),
         "computation": str(tower.system.dtype),
