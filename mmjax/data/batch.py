@@ -81,15 +81,54 @@ class Batch:
 def with_pictures(batch: Batch, rows: list[np.ndarray], places: int) -> Batch:
     """``batch`` with still pictures, each a media item of its own: ``rows`` are uint8[n H W 3] with
     n <= ``places``, which is f."""
-    counts = np.array([len(row) for row in rows])
-    index = np.arange(places, dtype=np.int32)
-    item = np.where(index < counts[:, None], index, np.int32(-1))
+    return with_media(batch, [list(row) for row in rows], places, size=rows[0].shape[1])
+
+
+def with_media(
+    batch: Batch, rows: list[list[np.ndarray]], places: int, *, size: int | None = None
+) -> Batch:
+    """``batch`` with pictures uint8[H W 3] and videos uint8[n H W 3] of n frames.
+
+    Args:
+      rows: of each row its media in order; a video of one frame stays one.
+      places: for frames in each row (f); a picture takes one of them, a video n.
+      size: side of the frames; needed where no row may have any.
+    """
+    counts = [[None if one.ndim == 3 else len(one) for one in row] for row in rows]
+    item, time = media_places(counts, places)
+    if size is None:
+        size = next(one.shape[-2] for row in rows for one in row)
+    none = np.zeros((0, size, size, 3), np.uint8)
+    frames = [
+        np.concatenate([none, *(one[None] if one.ndim == 3 else one for one in row)])
+        for row in rows
+    ]
     return dataclasses.replace(
-        batch,
-        frames=stack_padded(rows, places),
-        frame_item=item,
-        frame_time=np.full_like(item, -1),
+        batch, frames=stack_padded(frames, places), frame_item=item, frame_time=time
     )
+
+
+def media_places(rows: list[list[int | None]], places: int) -> tuple[np.ndarray, np.ndarray]:
+    """(frame_item, frame_time), i32[b places] both, of rows of media: None is a picture, n a video
+    of n frames.
+
+        picture, video of 3, picture    item   0  1  1  1  2 -1
+                                        time  -1  0  1  2 -1 -1
+
+    Raises:
+      ValueError: a row has more frames than places.
+    """
+    item, time = (np.full((len(rows), places), -1, np.int32) for _ in range(2))
+    for row, counts in enumerate(rows):
+        at = 0
+        for number, count in enumerate(counts):
+            end = at + (1 if count is None else count)
+            if end > places:
+                raise ValueError(f"row {row} of a batch has frames for {end} of {places} places")
+            item[row, at:end] = number
+            time[row, at:end] = -1 if count is None else np.arange(count)
+            at = end
+    return item, time
 
 
 def stack_padded(rows: list[np.ndarray], places: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A record as every source gives it and every template takes it: turns of typed parts.
 
-A part is text or a picture, never text with placeholders in it: a user may write ``<img>`` or
-``</s>`` and it stays what it is, text.
+A part is text, a picture or a video, never text with placeholders in it: a user may write
+``<img>`` or ``</s>`` and it stays what it is, text.
 """
 
 import dataclasses
@@ -19,20 +19,23 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """A picture.
+    """A picture, or a video.
 
     Attributes:
-      key: names the picture uniquely within the project's data; stored features are looked up by
-        it.
+      key: names it uniquely within the project's data; stored features are looked up by it.
       data: the file, its encoded bytes, or a function that reads them (raises `BadSample`); None
-        for a picture of which nothing but stored features is there.
+        for one of which nothing but stored features is there. Of a video also its frames, each a
+        picture of its own.
       mirrored: to be flipped left to right after decoding. A mirrored picture needs a key of its
-        own.
+        own. Videos are not.
+      is_video: whether some of its frames are shown, in order of time, see `mmjax.data.video`; a
+        picture that moves is shown by its first one.
     """
 
     key: str
-    data: Path | bytes | Callable[[], bytes] | None
+    data: "Path | bytes | Callable[[], bytes] | tuple[Media, ...] | None"
     mirrored: bool = False
+    is_video: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Example:
 
     @property
     def media(self) -> tuple[Media, ...]:
-        """All pictures, in reading order."""
+        """All pictures and videos, in reading order."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Media))
 
     def text(self, role: Role) -> str:

@@ -2,6 +2,7 @@
 
     preparation   what is kept                              of whom
     clip          the middle, sides in proportion           CLIP; LMEye
+    center        the same, its offset rounded              torchvision; Lynx
     squash        everything, sides not in proportion       LAVIS in evaluation; MiniGPT-4, Cheetor
     crop          a random part, nearly in proportion       LAVIS in training; the same two
 
@@ -27,7 +28,7 @@ from mmjax.data.example import BadSample, Media
 
 T = TypeVar("T")
 
-PREPARATIONS = ("clip", "squash", "crop")
+PREPARATIONS = ("clip", "center", "squash", "crop")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 2**20
@@ -84,9 +85,17 @@ def prepare(
       ValueError: no such preparation; ``crop`` without ``draw``.
     """
     check_preparation(preparation)
-    image = load_image(media)
+    return prepared(load_image(media), size, preparation, draw)
+
+
+def prepared(
+    image: Image.Image, size: int, preparation: str, draw: np.random.Generator | None = None
+) -> np.ndarray:
+    """`prepare`, of a picture that is decoded."""
     if preparation == "clip":
         return clip_preprocess(image, size)
+    if preparation == "center":
+        return center_crop(image, size)
     if preparation == "squash":
         return squash(image, size)
     if draw is None:
@@ -137,12 +146,27 @@ def clip_preprocess(image: Image.Image, size: int) -> np.ndarray:
     The short side becomes ``size`` (bicubic); the long side and the crop's offset are rounded down,
     as there. `mmjax.models.clip` scales and normalises on the device.
     """
+    resized = _short_side(image, size)
+    return _cut(resized, size, *((side - size) // 2 for side in resized.size))
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """As torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` make it: uint8[size size
+    3]. Unlike CLIP's, its offset is rounded to the nearest whole number, halves to the even one
+    (Lynx reference, section 2)."""
+    resized = _short_side(image, size)
+    return _cut(resized, size, *(round((side - size) / 2) for side in resized.size))
+
+
+def _short_side(image: Image.Image, size: int) -> Image.Image:
+    """Its short side ``size``, its long side in proportion, rounded down."""
     width, height = image.size
     long = int(size * max(width, height) / min(width, height))
     resized = (size, long) if width <= height else (long, size)
-    if resized != image.size:
-        image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    return image if resized == image.size else image.resize(resized, Image.Resampling.BICUBIC)
+
+
+def _cut(image: Image.Image, size: int, left: int, top: int) -> np.ndarray:
     return np.asarray(image)[top : top + size, left : left + size].copy()
 
 
