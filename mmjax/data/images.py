@@ -45,30 +45,75 @@ def load_image(media: Media) -> Image.Image:
     """Decodes a picture (of an animation, the first frame), upright and in RGB.
 
     Raises:
-      BadSample: it is missing, too large, too small, of another format, or broken.
+      BadSample: it is missing, too large, too small, of another format, broken, or a video.
     """
-    name = str(media.data) if isinstance(media.data, Path) else media.key
-    data = _read(media.data, name)
+    name = name_of(media)
+    if media.is_video:
+        raise BadSample(name, None, "a video stands where a picture is wanted")
+    image = decoded(open_image(media), name)
+    return ImageOps.mirror(image) if media.mirrored else image
+
+
+def open_image(media: Media) -> Image.Image:
+    """A picture of which the header has been read, and found to be within limits.
+
+    Raises:
+      BadSample: it is missing, too large, too small, or of another format.
+    """
+    name = name_of(media)
+    data = read(media.data, name)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
     except _DECODER_ERRORS as error:
         raise BadSample(
-            name, None, f"no readable {', '.join(FORMATS)} picture ({_say(error)})"
+            name, None, f"no readable {', '.join(FORMATS)} picture ({say(error)})"
         ) from error
-    width, height = image.size
+    check_size(*image.size, name)
+    return image
+
+
+def decoded(image: Image.Image, name: str, frame: int = 0) -> Image.Image:
+    """A picture that was opened, or a frame of it, upright and in RGB.
+
+    Raises:
+      BadSample: it is broken, or has no such frame.
+    """
+    try:
+        image.seek(frame)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise BadSample(
+            name, None, f"the picture is damaged or cut short ({say(error)})"
+        ) from error
+
+
+def num_frames(image: Image.Image, name: str) -> int:
+    """Of a picture that was opened; 1 if it does not move.
+
+    Raises:
+      BadSample: it is broken.
+    """
+    try:
+        return getattr(image, "n_frames", 1)
+    except _DECODER_ERRORS as error:
+        raise BadSample(
+            name, None, f"the animation is damaged or cut short ({say(error)})"
+        ) from error
+
+
+def name_of(media: Media) -> str:
+    """Its file or, where it has none, its key; for messages."""
+    return str(media.data) if isinstance(media.data, Path) else media.key
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Raises BadSample for a picture that is too large or too small to be decoded."""
     if width * height > MAX_PIXELS:
         raise BadSample(
             name, None, f"{width}x{height} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million"
         )
     if min(width, height) < MIN_SIDE:
         raise BadSample(name, None, f"{width}x{height} pixels; each side needs at least {MIN_SIDE}")
-    try:
-        image = _to_rgb(ImageOps.exif_transpose(image))
-    except _DECODER_ERRORS as error:
-        raise BadSample(
-            name, None, f"the picture is damaged or cut short ({_say(error)})"
-        ) from error
-    return ImageOps.mirror(image) if media.mirrored else image
 
 
 def prepare(
@@ -170,7 +215,9 @@ def _cut(image: Image.Image, size: int, left: int, top: int) -> np.ndarray:
     return np.asarray(image)[top : top + size, left : left + size].copy()
 
 
-def _read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
+def read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
+    """The encoded bytes of a picture called ``name``; raises BadSample if there are none, or too
+    many."""
     if data is None:
         raise BadSample(
             name,
@@ -184,7 +231,7 @@ def _read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
         elif callable(data):
             data = data()
     except (OSError, ValueError) as error:  # ValueError: a null character in a path
-        raise BadSample(name, None, f"the file cannot be read ({_say(error)})") from error
+        raise BadSample(name, None, f"the file cannot be read ({say(error)})") from error
     return _within_limit(data, len(data), name)
 
 
@@ -211,7 +258,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _say(error: Exception) -> str:
+def say(error: Exception) -> str:
+    """A decoder's error in words."""
     if isinstance(error, UnidentifiedImageError):  # its text has an address of the memory
         return "its beginning is none of theirs"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
