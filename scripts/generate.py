@@ -42,7 +42,9 @@ from mmjax.train.answering import load_model
 
 RUN = flags.DEFINE_string("run", None, "run directory, or imported checkpoint", required=True)
 STAGE = flags.DEFINE_string("stage", None, "the model as of this stage; the last one by default")
-PART = flags.DEFINE_multi_string("part", [], "text=TEXT or image=FILE; as often as needed")
+PART = flags.DEFINE_multi_string(
+    "part", [], "text=TEXT, image=FILE or video=FILE; as often as needed"
+)
 IMAGE = flags.DEFINE_string("image", None, "picture: JPEG, PNG, WebP, BMP or GIF")
 QUESTION = flags.DEFINE_string("question", None, "what to ask")
 CHAT = flags.DEFINE_bool("chat", False, "a conversation in the terminal")
