@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from conversion.io import Entry, Source
-from conversion.ops import Positions, Shape, join_rows, split_rows
+from conversion.ops import Shape, join_rows, split_rows
 from conversion.rules import Binding, Init, Slot, Table
 from mmjax.nn.param import ParamSpec, init_params
 
@@ -169,9 +169,8 @@ def _fitting(table: Table, binding: Binding, shape: Shape) -> tuple[Slot, ...] |
 def _remarks(source: Source, steps: Iterable[Step]) -> Iterator[str]:
     """What ops do to tensors besides moving their numbers."""
     for step in steps:
-        if isinstance(step.binding.op, Positions) and (
-            remark := step.binding.op.remark(source.entries[step.key].shape)
-        ):
+        told = getattr(step.binding.op, "remark", lambda shape: None)
+        if remark := told(source.entries[step.key].shape):
             yield f"{step.key}: {remark}"
 
 

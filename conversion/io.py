@@ -34,7 +34,7 @@ DTYPES = {
     "F64": np.dtype(np.float64),
 }
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-CONTAINERS = ("net", "model", "state_dict")
+CONTAINERS = ("net", "model", "module", "state_dict")
 MAX_HEADER_BYTES = 100 << 20
 INCOMPLETE = ".incomplete"
 

@@ -113,20 +113,82 @@ class Squeeze:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrameTable:
+    """An embedding for each frame that is added to all patches of it, [1, F, 1, d] -> [F, d]."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.forward_shape(x.shape))
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.inverse_shape(x.shape))
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 4 or (shape[0], shape[2]) != (1, 1):
+            raise ValueError(f"an embedding of frames is [1, F, 1, d], not {shape}")
+        return (shape[1], shape[3])
+
+    def inverse_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 2:
+            raise ValueError(f"an embedding of frames is [F, d], not {shape}")
+        return (1, shape[0], 1, shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class GrownRows:
+    """A token table [v, d], or with ``transposed`` an output layer [v, d] -> [d, v], that gets as
+    many more rows as the model has; each is the mean of those that are there.
+
+    So Lynx adds ``[PAD]`` to a LLaMA. ``inverse`` writes all of the model's rows.
+    """
+
+    transposed: bool = False
+    rows: int | None = None  # None = the source's
+
+    def fitted(self, shapes: Sequence[Shape]) -> "GrownRows":
+        return dataclasses.replace(self, rows=shapes[0][-1 if self.transposed else 0])
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        if more := (self.rows or len(x)) - len(x):
+            mean = x.astype(np.float64).mean(axis=0, keepdims=True)
+            x = np.concatenate([x, np.repeat(mean, more, axis=0).astype(x.dtype)])
+        return x.T if self.transposed else x
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        return x.T if self.transposed else x
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 2 or shape[0] > (self.rows or shape[0]):
+            raise ValueError(f"a table of at most {self.rows} rows is [v, d], not {shape}")
+        rows = self.rows or shape[0]
+        return (shape[1], rows) if self.transposed else (rows, shape[1])
+
+    def inverse_shape(self, shape: Shape) -> Shape:
+        return shape[::-1] if self.transposed else shape
+
+    def remark(self, shape: Shape) -> str | None:
+        """What a reader of the report should know about a source of this shape."""
+        if more := (self.rows or shape[0]) - shape[0]:
+            return f"{more} row{'s' * (more > 1)} added to {shape[0]}, the mean of these"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
 class FusedKernels:
-    """Queries, keys and values in one `torch.nn.Linear`, [3*out, in] -> three kernels one below
-    the other, [3*in, out]."""
+    """Several layers in one `torch.nn.Linear`, such as queries, keys and values, [count*out, in]
+    -> their kernels one below the other, [count*in, out]."""
+
+    count: int = 3
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         rows, width = self.forward_shape(x.shape)
-        return x.reshape(3, width, rows // 3).swapaxes(1, 2).reshape(rows, width)
+        return x.reshape(self.count, width, -1).swapaxes(1, 2).reshape(rows, width)
 
     inverse = forward
 
     def forward_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 2 or shape[0] % 3:
-            raise ValueError(f"three layers in one are [3*out, in], not {shape}")
-        return (3 * shape[1], shape[0] // 3)
+        if len(shape) != 2 or shape[0] % self.count:
+            raise ValueError(f"{self.count} layers in one are [{self.count}*out, in], not {shape}")
+        return (self.count * shape[1], shape[0] // self.count)
 
     inverse_shape = forward_shape
 

@@ -12,12 +12,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from conversion.engine import ConversionError
 from conversion.io import Source, SourceError, read
-from conversion.recordings import cheetor, decoding, lavis, lmeye, minigpt4, prompts
+from conversion.recordings import (
+    cheetor,
+    decoding,
+    lavis,
+    lmeye,
+    lynx,
+    lynx_networks,
+    minigpt4,
+    prompts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +40,42 @@ class Case:
         whether this is one.
       compute: (config, state or None, recorded tensors) -> (name -> `Ours`, name -> why it is not
         compared, remarks). What is computed in another way besides is ``name, HOW``.
+      further: files of tensors that the folder may have besides, without suffix. Recorded ones
+        (``io_*`` and others) are added as ``FILE.name``; weights (``state_*``, ``source``) are
+        handed on as ``config["weights"]``, by the file's name.
+      told: config -> recorded arrays that it holds.
     """
 
     name: str
     fits: Callable[[Mapping, set[str]], bool]
     compute: Callable
+    further: tuple[str, ...] = ()
+    told: Callable[[Mapping], dict[str, np.ndarray]] = lambda config: {}
 
 
 CASES = (
     Case("LMEye stage 2 on LLaMA", lmeye.is_instruct, lmeye.instruct),
     Case("LMEye stage 1 on LLaMA", lmeye.is_align, lmeye.align),
-    Case("decoding rules of transformers 4.28", decoding.is_rules, decoding.rules),
+    Case(
+        "decoding rules of transformers 4.28, pictures and frames of Lynx",
+        decoding.is_rules,
+        decoding.rules,
+        further=("preprocess",),
+        told=decoding.frame_choices,
+    ),
     Case("EVA ViT of LAVIS", lavis.is_eva_vit, lavis.eva_vit),
     Case("Q-Former of LAVIS", lavis.is_qformer, lavis.qformer),
     Case("MiniGPT-4, a batch of training", minigpt4.is_minigpt4, minigpt4.train),
     Case("Cheetor", cheetor.is_cheetor, cheetor.cases),
+    Case(
+        "EVA ViT of Lynx",
+        lynx_networks.is_eva_vit,
+        lynx_networks.eva_vit,
+        further=("source", "io_relpos", "state_relpos", "state_shared_relpos"),
+    ),
+    Case("Lynx's resampler", lynx_networks.is_resampler, lynx_networks.resampler),
+    Case("LLaMA with adapters", lynx_networks.is_llama, lynx_networks.llama),
+    Case("Lynx", lynx.is_lynx, lynx.whole),
 )
 
 
@@ -94,8 +125,8 @@ def compare(folder: Path) -> bool:
         return _compare_texts(folder)
     config = json.loads((folder / "config.json").read_text())
     recorded = load_file(folder / "io.safetensors")
-    weights = folder / "state.safetensors"
-    state: Source | None = read(weights) if weights.is_file() else None
+    file = folder / "state.safetensors"
+    state: Source | None = read(file) if file.is_file() else None
     keys = set(recorded if state is None else state.entries)
     case = next((case for case in CASES if case.fits(config, keys)), None)
     if case is None:
@@ -105,7 +136,16 @@ def compare(folder: Path) -> bool:
             f"{'' if state else ', no state.safetensors'}); "
             f"known: {known}"
         )
-    ours, left_out, remarks = case.compute(config, state, recorded)
+    weights = {}
+    for stem in case.further:
+        if not (path := folder / f"{stem}.safetensors").is_file():
+            continue
+        if stem.startswith(("state", "source")):
+            weights[stem] = read(path)
+        else:
+            recorded |= {f"{stem}.{name}": value for name, value in load_file(path).items()}
+    recorded |= case.told(config)
+    ours, left_out, remarks = case.compute(config | {"weights": weights}, state, recorded)
     print(f"\n{folder}: {case.name}")
     for remark in remarks:
         print(f"  note: {remark}")

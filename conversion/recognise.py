@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from flax import nnx
 
@@ -15,7 +16,7 @@ from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
 from conversion.rules import Table
-from conversion.tables import blip2, cheetor, eva_vit, lmeye, minigpt4
+from conversion.tables import blip2, cheetor, eva_vit, lmeye, lynx, minigpt4
 from conversion.tables.clip import CLIP, VISION
 from conversion.tables.llama import LLAMA
 from mmjax.models.blip2 import Blip2, Blip2Config
@@ -23,9 +24,11 @@ from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
 from mmjax.models.eva_vit import EvaVit, EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.models.qformer import QFormerConfig
+from mmjax.models.resampler import ResamplerConfig
 from mmjax.nn.param import specs
 from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.lynx import Lynx, LynxConfig
 from mmjax.systems.minigpt4 import MiniGPT4, MiniGPT4Config
 
 Shapes = Mapping[str, Shape]
@@ -38,12 +41,18 @@ class UnknownSizes(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of checkpoint. ``infer`` raises UnknownSizes."""
+    """One kind of checkpoint. ``infer`` raises UnknownSizes.
+
+    Attributes:
+      table: its keys; ``table_of``: the table of an inferred config, where that says which tensor
+        goes where (None: ``table`` does for all).
+    """
 
     name: str
     table: Table
     model: type[nnx.Module]
     infer: Callable[[Shapes], object]
+    table_of: Callable[[Any], Table] | None = None
 
     def num_consumed(self, source: Source) -> int:
         """How many keys some rule reads or the table ignores by name."""
@@ -54,11 +63,16 @@ class Kind:
     def check(self, source: Source) -> tuple[object, Plan]:
         """(inferred config, plan). Raises UnknownSizes, or ConversionError with everything that
         does not fit."""
-        config = self.infer(source.shapes)
-        wanted = {
-            path: spec for path, spec in specs(self.model(config)).items() if self.table.fills(path)
-        }
-        return config, plan(self.table, source, wanted)
+        try:
+            config = self.infer(source.shapes)
+            declared = specs(self.model(config))
+        except UnknownSizes:
+            raise
+        except ValueError as error:  # a config that no model can have
+            raise UnknownSizes(str(error)) from error
+        table = self.table if self.table_of is None else self.table_of(config)
+        wanted = {path: spec for path, spec in declared.items() if table.fills(path)}
+        return config, plan(table, source, wanted)
 
 
 def _shape(shapes: Shapes, rank: int, *keys: str) -> Shape:
@@ -77,6 +91,22 @@ def _num_layers(shapes: Shapes, prefix: str) -> int:
     return max(numbers) + 1
 
 
+def adapter_sizes(shapes: Shapes) -> dict[str, int]:
+    """Which layers of a LLaMA have adapters, and how wide these are: fields of `LlamaConfig`."""
+    layer = "model.layers."
+    inside = re.compile(re.escape(layer) + r"(\d+)\.output_adapter\.")
+    numbers = sorted({int(found[1]) for key in shapes if (found := inside.match(key))})
+    if not numbers:
+        return {}
+    every = numbers[1] - numbers[0] if len(numbers) > 1 else _num_layers(shapes, layer)
+    if numbers != list(range(0, every * len(numbers), every)):
+        raise UnknownSizes(
+            f"adapters in layers {numbers}: they should be in 0, {every}, {2 * every}, ..."
+        )
+    down = _shape(shapes, 2, f"{layer}0.output_adapter.adapter_down.weight")
+    return {"adapter_every": every, "adapter_dim": down[0]}
+
+
 def llama_sizes(shapes: Shapes) -> LlamaConfig:
     layer = "model.layers.0."
     vocab_size, embed_dim = _shape(shapes, 2, "model.embed_tokens.weight")
@@ -92,6 +122,7 @@ def llama_sizes(shapes: Shapes) -> LlamaConfig:
         num_kv_heads=kv // head_dim,
         head_dim=head_dim,
         tied_head="lm_head.weight" not in shapes,
+        **adapter_sizes(shapes),
     )
 
 
@@ -148,14 +179,43 @@ def _grid(positions: Shape) -> int:
 
 
 def eva_vit_sizes(shapes: Shapes) -> EvaVitConfig:
+    """In EVA's spelling or in Lynx's."""
     d, _, patch, _ = _shape(shapes, 4, "patch_embed.proj.weight")
+    tables = {
+        name: f"{where}.relative_position_bias_table"
+        for name, where in (("relative", "blocks.0.attn"), ("shared_relative", "rel_pos_bias"))
+    }
+    tables = {name: _shape(shapes, 2, key) for name, key in tables.items() if key in shapes}
+    if tables and "pos_embed" not in shapes:
+        grid = (math.isqrt(max(max(tables.values())[0] - 3, 1)) + 1) // 2
+    else:
+        grid = _grid(_shape(shapes, 3, "pos_embed"))
     return EvaVitConfig(
-        image_size=patch * _grid(_shape(shapes, 3, "pos_embed")),
+        image_size=patch * grid,
         patch_size=patch,
         num_layers=_num_layers(shapes, "blocks."),
         embed_dim=d,
         mlp_dim=_shape(shapes, 2, "blocks.0.mlp.fc1.weight")[0],
+        num_heads=max(tables.values())[1] if tables else 1,
+        bias=not {"blocks.0.attn.q_bias", "blocks.0.attn.q_proj.bias"}.isdisjoint(shapes),
+        positions="pos_embed" in shapes,
+        relative="relative" in tables,
+        shared_relative="shared_relative" in tables,
+        layer_scale=float("blocks.0.gamma_1" in shapes),
+    )
+
+
+def resampler_sizes(shapes: Shapes) -> ResamplerConfig:
+    num_latents, d = _shape(shapes, 2, "latents")
+    inner = _shape(shapes, 2, "layers.0.0.to_q.weight")[0]
+    return ResamplerConfig(
+        embed_dim=d,
+        media_dim=_shape(shapes, 2, "layers.0.0.to_kv.weight")[1],
+        mlp_dim=_shape(shapes, 2, "layers.0.1.1.weight")[0],
+        num_latents=num_latents,
+        num_layers=_num_layers(shapes, "layers."),
         num_heads=1,
+        head_dim=inner,
     )
 
 
@@ -205,7 +265,7 @@ def lavis_blip2_sizes(shapes: Shapes) -> Blip2Config:
     names = ("", "llama_model.model.")  # Cheetor has its Q-Former twice, or under either name
     has = lambda name: f"{name}Qformer.bert.embeddings.LayerNorm.weight" in shapes  # noqa: E731
     return Blip2Config(
-        vision=eva_vit_sizes(_below("visual_encoder.", shapes)),
+        vision=eva_vit_sizes(below("visual_encoder.", shapes)),
         qformer=lavis_qformer_sizes(shapes, next(filter(has, names), "")),
         num_queries=_shape(shapes, 3, "query_tokens")[1],
     )
@@ -256,12 +316,12 @@ def _llama_around(embed_dim: int) -> LlamaConfig:
 def lmeye_full_sizes(shapes: Shapes) -> LMEyeConfig:
     return dataclasses.replace(
         lmeye_net_sizes(shapes),
-        language=llama_sizes(_below("llm.", shapes)),
-        clip=clip_sizes(_below("clip.", shapes)),
+        language=llama_sizes(below("llm.", shapes)),
+        clip=clip_sizes(below("clip.", shapes)),
     )
 
 
-def _below(prefix: str, shapes: Shapes) -> Shapes:
+def below(prefix: str, shapes: Shapes) -> Shapes:
     return {
         key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
     }
@@ -274,7 +334,7 @@ def minigpt4_trained_sizes(shapes: Shapes) -> MiniGPT4Config:
 
 
 def minigpt4_full_sizes(shapes: Shapes) -> MiniGPT4Config:
-    language = llama_sizes(_below("llama_model.", shapes))
+    language = llama_sizes(below("llama_model.", shapes))
     return MiniGPT4Config(language=language, blip2=lavis_blip2_sizes(shapes))
 
 
@@ -299,6 +359,39 @@ def cheetor_saved_sizes(shapes: Shapes) -> CheetorConfig:
 
 def cheetor_full_sizes(shapes: Shapes) -> CheetorConfig:
     return _cheetor_sizes(minigpt4_full_sizes(shapes), shapes)
+
+
+def lynx_trained_sizes(shapes: Shapes) -> LynxConfig:
+    """Sizes of tower and language model that do not show are 1."""
+    _, num_frames, _, e = _shape(shapes, 4, "absolute_frame_pos_embed")
+    resampler = resampler_sizes(below("bridge.", shapes))
+    inside = below("LLM.", shapes)
+    extras = adapter_sizes(inside)
+    layers = _num_layers(inside, "model.layers.") if extras else 1
+    language = dataclasses.replace(_llama_around(resampler.embed_dim), num_layers=layers, **extras)
+    small = dict(image_size=1, patch_size=1, num_layers=1, mlp_dim=1, num_heads=1)
+    return LynxConfig(language, EvaVitConfig(embed_dim=e, **small), resampler, num_frames)
+
+
+def lynx_full_sizes(shapes: Shapes) -> LynxConfig:
+    return dataclasses.replace(
+        lynx_trained_sizes(shapes),
+        language=llama_sizes(below("LLM.", shapes)),
+        vision=eva_vit_sizes(below("vision_encoder.", shapes)),
+    )
+
+
+def lynx_tower_sizes(shapes: Shapes) -> EvaVitConfig:
+    return eva_vit_sizes(below("vision_encoder.", shapes))
+
+
+def without_model_prefix(source: Source) -> Source:
+    """Lynx's files may have ``model.`` before every key."""
+    if "model.bridge.latents" not in source.entries:
+        return source
+    entries = {key.removeprefix("model."): entry for key, entry in source.entries.items()}
+    notices = (*source.notices, "the prefix 'model.' was taken off every key")
+    return dataclasses.replace(source, entries=entries, notices=notices)
 
 
 LMEYE_NET = Kind("lmeye stage 2 net", lmeye.NET, LMEye, lmeye_net_sizes)
@@ -326,6 +419,21 @@ KINDS = (
     CHEETOR_TRAINED,
     CHEETOR_SAVED,
     CHEETOR_FULL,
+    Kind("lynx vision encoder", lynx.TOWER, EvaVit, lynx_tower_sizes),
+    Kind(
+        "lynx trained part",
+        lynx.trained(1),
+        Lynx,
+        lynx_trained_sizes,
+        lambda config: lynx.trained(config.language.adapter_every),
+    ),
+    Kind(
+        "lynx whole model",
+        lynx.full(1),
+        Lynx,
+        lynx_full_sizes,
+        lambda config: lynx.full(config.language.adapter_every),
+    ),
 )
 
 
@@ -335,6 +443,7 @@ def recognise(source: Source) -> tuple[Kind, object, Plan]:
     Raises:
       ConversionError: none does; the problems are those of the table that comes closest.
     """
+    source = without_model_prefix(source)
     if not source.entries:
         raise ConversionError(source.name, ["there are no tensors in it"])
     known = {kind: consumed for kind in KINDS if (consumed := kind.num_consumed(source))}

@@ -13,7 +13,7 @@ from conversion.engine import export, load
 from conversion.huggingface import llama_from_hf
 from conversion.io import Source
 from conversion.recordings import Ours, Replayed
-from conversion.recordings.layout import IGNORED, Layout, compact, lay_out
+from conversion.recordings.layout import IGNORED, Layout, compact, lay_out, with_bos
 from conversion.recordings.minigpt4 import blip2_of, paths_of_grads
 from conversion.recordings.training import loss_and_grads
 from conversion.tables import cheetor
@@ -230,15 +230,12 @@ class Original:
         """Ids with the bos that is never read before them, as long as the longest answer."""
         made = Generator(system, settings)(params, batch)
         tokens = np.asarray(made.tokens[:, 0])
-        ends = np.isin(tokens, settings.eos_tokens)
-        lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, tokens.shape[1])
-        tokens = tokens[:, : lengths.max()]
-        ids = np.insert(tokens, 0, settings.bos_token, axis=1)
+        ids = with_bos(tokens, settings)
         ours = {"sequences": Ours(ids, exact=True)}
         if made.scores is not None:
             ours["sequences_scores"] = Ours(made.scores[:, 0])
         if "step_logits" in recorded:
-            ours["step_logits"] = Ours(_step_logits(system, params, batch, tokens))
+            ours["step_logits"] = Ours(_step_logits(system, params, batch, ids[:, 1:]))
         return ours
 
 

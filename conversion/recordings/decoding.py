@@ -1,14 +1,18 @@
 """Recordings of what transformers does to scores before it chooses a token (Lynx reference, section
-3): no model, given logits."""
+3): no model, given logits. Lynx's come with pictures as its towers see them, and with the frames
+that it chooses of videos (section 2)."""
 
 import re
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from PIL import Image
 
 from conversion.io import Source
 from conversion.recordings import Ours, Replayed
+from mmjax.data.frames import choose_frames
+from mmjax.data.images import center_crop
 from mmjax.generate.beam import sums
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.logits import (
@@ -18,6 +22,7 @@ from mmjax.generate.logits import (
     penalize_repetition,
     process,
 )
+from mmjax.models.clip import normalise
 
 _LYNX = dict(top_k=3, top_p=0.9, no_repeat_ngram_size=2)  # as its shipped settings file has it
 
@@ -50,4 +55,30 @@ def rules(config: Mapping, state: Source | None, recorded: Mapping[str, np.ndarr
     ours["beam_sample_scores"] = Ours(scores)
     ours["beam_sample_probs"] = Ours(jax.nn.softmax(scores.reshape(dims["batch"], -1)))
     given = dict.fromkeys(("logits", "input_ids", "beam_scores"), "an input")
+    ours |= {name: Ours(choose_frames(*of), exact=True) for name, of in _choices(config).items()}
+    for name in recorded:
+        if match := re.fullmatch(r"preprocess\.image\d+(_resized_cropped|_out)", name):
+            source = name.removesuffix(match[1])
+            given[source] = "an input"
+            square = _prepared(recorded[source], dims["image_res"])
+            is_input = match[1] == "_out"
+            pixels = normalise(square, np.float32).transpose(2, 0, 1) if is_input else square
+            ours[name] = Ours(pixels, exact=not is_input)
     return ours, given, []
+
+
+def frame_choices(config: Mapping) -> dict[str, np.ndarray]:
+    """What is recorded of the choice of frames, by the name of the case."""
+    cases = config.get("frame_sampling", [])
+    return {name: np.array(case["ids"]) for name, case in zip(_choices(config), cases, strict=True)}
+
+
+def _choices(config: Mapping) -> dict[str, tuple[int, int]]:
+    """Name of the case -> (frames that there are, frames that are shown)."""
+    cases = config.get("frame_sampling", [])
+    pairs = [(case["num_frames"], case["num_segments"]) for case in cases]
+    return {f"frame_sampling.{shown}_of_{there}": (there, shown) for there, shown in pairs}
+
+
+def _prepared(picture: np.ndarray, size: int) -> np.ndarray:
+    return center_crop(Image.fromarray(picture), size)

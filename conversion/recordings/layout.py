@@ -24,6 +24,7 @@ import numpy as np
 from mmjax.data.batch import Batch, Sequence
 from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
+from mmjax.generate.config import GenerationConfig
 
 IGNORED = -100  # the label of what is not predicted
 Text = list[int]
@@ -162,6 +163,14 @@ def sequence(
         weights=(ahead >= 0).astype(np.float32),
         slots=slots,
     )
+
+
+def with_bos(tokens: np.ndarray, settings: GenerationConfig) -> np.ndarray:
+    """New tokens [b t] as transformers gives them back: after the bos that is never read, as long
+    as the longest answer."""
+    ends = np.isin(tokens, settings.eos_tokens)
+    lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, tokens.shape[1])
+    return np.insert(tokens[:, : lengths.max()], 0, settings.bos_token, axis=1)
 
 
 def _padded(texts: Several[Text], pad: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:

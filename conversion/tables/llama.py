@@ -1,7 +1,11 @@
-"""LLaMA as transformers' `LlamaForCausalLM` names it: LLaMA, Vicuna and what has their shape."""
+"""LLaMA as transformers' `LlamaForCausalLM` names it: LLaMA, Vicuna and what has their shape.
+`adapters` are Lynx's, below the same names (Lynx reference, section 1.4)."""
+
+import dataclasses
 
 from conversion.ops import Transpose
 from conversion.rules import Ignore, Init, Rule, Table, Tie
+from conversion.tables.torch_layers import linear, norm
 
 _LAYER = "model.layers.{layer}"
 
@@ -37,3 +41,19 @@ LLAMA = Table(
     ),
     ties=(Tie("lm_head.weight", equals="model.embed_tokens.weight"),),
 )
+
+_ADAPTER = Table(
+    rules=(
+        *norm("adapter_norm_before", "norm"),
+        *linear("adapter_down", "down"),
+        *linear("adapter_up", "up"),
+        Rule("scaling", "scaling"),
+    )
+)
+
+
+def adapters(every: int) -> Table:
+    """Of layers 0, every, 2 * every, ..."""
+    table = _ADAPTER.under(source_prefix=f"{_LAYER}.output_adapter.", path_prefix="adapters.")
+    rules = (dataclasses.replace(rule, every=every) for rule in table.rules)
+    return dataclasses.replace(table, rules=tuple(rules))

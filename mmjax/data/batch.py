@@ -1,11 +1,19 @@
 """The contract between data, systems and generation: what one batch is.
 
-Letters: ``b`` rows, ``t`` tokens, ``f`` pictures and video frames of a row, ``r`` rows of a slot
-table, ``d`` width. Arrays are numpy on the way out of the pipeline and jax arrays inside a step.
+Letters: ``b`` rows, ``t`` tokens, ``f`` pictures and video frames of a row, ``m`` media (pictures
+and videos) of a row, ``r`` rows of a slot table, ``d`` width. Arrays are numpy on the way out of
+the pipeline and jax arrays inside a step.
 
 A slot is a position whose embedding a system fills in. ``slots[name][b, t]`` is -1, or the row of
 the table ``[b r d]`` of that name which belongs there: ``media``, ``request``, ``response``,
 ``guidance``.
+
+Slots name media, whatever their number of frames: medium i has the rows i*q ... (i+1)*q - 1 of the
+table ``media``. The frames of a row stand one medium after the other, in order of time, then empty
+places; f = 7, a picture, a video of three frames, another picture:
+
+    frame_item    0   1   1   1   2  -1  -1
+    frame_time   -1   0   1   2  -1  -1  -1
 
     target only       one-pass systems, and the alignment stage of LMEye
     prefix + target   the same, with the prompt apart (generation)
@@ -63,8 +71,9 @@ class Batch:
       request: what the first of two passes reads after the prefix, or None.
       frames: uint8[b f H W 3] pictures and video frames, or None; rows may have fewer than f, zeros
         fill them up, and no slot asks for these.
-      frame_item: i32[b f], the media item that a frame belongs to; -1 pads.
-      frame_time: i32[b f], the frame's number in its video; -1 for a still picture.
+      frame_item: i32[b f], the number of the medium that a frame belongs to; -1 pads. None: each
+        place is a picture of its own.
+      frame_time: i32[b f], the frame's number in its video; -1 for a still picture. None: all are.
       features: the frozen tower's output [b f ...] in place of ``frames``, or None.
     """
 
@@ -109,11 +118,8 @@ def with_media(
 
 
 def media_places(rows: list[list[int | None]], places: int) -> tuple[np.ndarray, np.ndarray]:
-    """(frame_item, frame_time), i32[b places] both, of rows of media: None is a picture, n a video
-    of n frames.
-
-        picture, video of 3, picture    item   0  1  1  1  2 -1
-                                        time  -1  0  1  2 -1 -1
+    """(`Batch.frame_item`, `Batch.frame_time`) of rows of media: the number of a video's frames, or
+    None for a picture; ``places`` is f.
 
     Raises:
       ValueError: a row has more frames than places.

@@ -8,11 +8,12 @@ alone with special tokens off. A template is plain data, so it travels inside a 
     `LMEyeCaption`      LMEye, stage 1 (alignment)              target
     `LMEyeQuestion`     LMEye, stage 2 (instruction), chat      prefix, request, target
     `PicturePrompt`     MiniGPT-4, LRV V1, Cheetor              target
+    `LynxPrompt`        Lynx                                    target
     `PlainText`         language-model foundation               target
     `CaptionPair`       CLIP foundation                         request, target (two texts)
 
 Prompts and layouts: LMEye reference, section 3; MiniGPT-4 reference, sections 5 and 9; Cheetor
-reference, sections 4 and 7.
+reference, sections 4 and 7; Lynx reference, section 1.5.
 """
 
 import dataclasses
@@ -331,24 +332,11 @@ class PicturePrompt(Template):
         ]
 
     def _exchanges(self, example: Example) -> list[tuple[list[Text | Media], str | None]]:
-        """(the user's parts, the answer or None for the last) of each exchange."""
-        turns = [turn for turn in example.turns if turn.role != "system"]
-        roles = [turn.role for turn in turns]
-        if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
-            raise BadSample(
-                example.id,
-                None,
-                f"it has turns of {', '.join(turn.role for turn in example.turns)}; the template "
-                "takes user and assistant by turns, the user first",
-            )
-        found = []
-        for asked, *answered in (turns[i : i + 2] for i in range(0, len(turns), 2)):
-            parts = [self._cut(part) if isinstance(part, Text) else part for part in asked.parts]
-            answer = "".join(part.text for turn in answered for part in turn.parts)
-            found.append((parts, answer if answer.strip() else None))
-        if any(answer is None for _, answer in found[:-1]):
-            raise BadSample(example.id, None, "an earlier answer in it has no text")
-        return found
+        """As `_exchanges`, what the user says cut."""
+        return [
+            ([self._cut(part) if isinstance(part, Text) else part for part in parts], answer)
+            for parts, answer in _exchanges(example)
+        ]
 
     def _cut(self, text: Text) -> Text:
         return Text(text.text.split(self.cut)[0]) if self.cut else text
@@ -376,6 +364,93 @@ class PicturePrompt(Template):
         if not self.masks_eos:
             return [Segment(tuple(ids), is_target=True)]
         return [Segment((i,), True, None, float(i != tokenizer.eos_id)) for i in ids]
+
+
+@dataclasses.dataclass(frozen=True)
+class LynxPrompt(Template):
+    """Pictures and videos in front, whatever the user's order, then one lower-case text:
+
+        x x x x <s> user: QUESTION\nbot: EARLIER ANSWER\nuser: QUESTION\nbot: ANSWER </s>
+
+    Of a long prompt the end is kept, so that it loses ``<s>`` and its beginning, as in the
+    original. Examples without pictures and videos have the text alone.
+
+    Attributes:
+      tokens_per_picture: q, of a video as of a picture; 0 = they are no part of the text (Lynx with
+        cross-attention).
+      prompt: of one exchange, with ``{question}``.
+      earlier: what stands between an exchange and the next one, with ``{answer}``.
+      max_prompt: longest prompt in tokens, ``<s>`` included, media not. None = any.
+      max_answer: longest answer in tokens, end included; a longer one is cut and loses its end.
+        None = any.
+      lower: whether texts are written in lower case.
+    """
+
+    takes_history: ClassVar[bool] = True
+
+    tokens_per_picture: int
+    prompt: str = "User: {question}\nBot:"
+    earlier: str = " {answer}\n"
+    max_prompt: int | None = 40
+    max_answer: int | None = None
+    lower: bool = True
+
+    def __post_init__(self):
+        """Raises ValueError that lists all that is wrong."""
+        problems = [
+            f"'{name}' must contain {{{slot}}} exactly once, got {text!r}"
+            for name, slot, text in (
+                ("prompt", "question", self.prompt),
+                ("earlier", "answer", self.earlier),
+            )
+            if text.count(f"{{{slot}}}") != 1
+        ]
+        if self.tokens_per_picture < 0:
+            problems.append(f"tokens_per_picture is {self.tokens_per_picture}, it is at least 0")
+        problems += [
+            f"{name} is {value}, it must be above 0, or None"
+            for name in ("max_prompt", "max_answer")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if problems:
+            raise ValueError("\n  ".join(problems))
+
+    def encode(
+        self, example: Example, tokenizer: Tokenizer, *, generating: bool = False
+    ) -> Encoded:
+        _, answer = _exchanges(example)[-1]
+        if not generating and answer is None:
+            raise BadSample(example.id, None, "it has no assistant text")
+        ids = (tokenizer.bos_id, *tokenizer.encode(self.text(example)))
+        ids = ids if self.max_prompt is None else ids[-self.max_prompt :]
+        count = len(example.media) * self.tokens_per_picture
+        media = [Segment((tokenizer.pad_id,), slot=("media", row)) for row in range(count)]
+        target = [*media, Segment(ids)]
+        if not generating:
+            said = (*tokenizer.encode(self._cased(answer)), tokenizer.eos_id)
+            target.append(Segment(said[: self.max_answer], is_target=True))
+        return Encoded(target, media=example.media)
+
+    def text(self, example: Example) -> str:
+        """The prompt in words.
+
+        Raises:
+          BadSample: turns that are no dialogue, a system text, or no user text.
+        """
+        if example.text("system"):
+            raise BadSample(example.id, None, "it has a system text, for which Lynx has no place")
+        exchanges, text = _exchanges(example), ""
+        for number, (parts, answer) in enumerate(exchanges):
+            asked = "".join(part.text for part in parts if isinstance(part, Text))
+            if not asked.strip():
+                raise BadSample(example.id, None, "it has no user text")
+            text += self.prompt.strip().replace("{question}", asked)
+            if number < len(exchanges) - 1:
+                text += self.earlier.replace("{answer}", answer)
+        return self._cased(text.strip())
+
+    def _cased(self, text: str) -> str:
+        return text.lower() if self.lower else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -448,6 +523,7 @@ _REGISTRY = {
     "lmeye-caption": LMEyeCaption,
     "lmeye-question": LMEyeQuestion,
     "picture-prompt": PicturePrompt,
+    "lynx-prompt": LynxPrompt,
     "plain-text": PlainText,
     "caption-pair": CaptionPair,
 }
@@ -486,6 +562,26 @@ def from_json(data: Mapping[str, Any]) -> Template:
     if unknown or missing:
         raise ValueError(f"template {name!r}: unknown fields {unknown}, missing fields {missing}")
     return cls(**fields)
+
+
+def _exchanges(example: Example) -> list[tuple[tuple[Text | Media, ...], str | None]]:
+    """(the user's parts, the answer or None for the last) of each exchange."""
+    turns = [turn for turn in example.turns if turn.role != "system"]
+    roles = [turn.role for turn in turns]
+    if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        raise BadSample(
+            example.id,
+            None,
+            f"it has turns of {', '.join(turn.role for turn in example.turns)}; the template "
+            "takes user and assistant by turns, the user first",
+        )
+    found = []
+    for asked, *answered in (turns[i : i + 2] for i in range(0, len(turns), 2)):
+        answer = "".join(part.text for turn in answered for part in turn.parts)
+        found.append((asked.parts, answer if answer.strip() else None))
+    if any(answer is None for _, answer in found[:-1]):
+        raise BadSample(example.id, None, "an earlier answer in it has no text")
+    return found
 
 
 def _is_silent(example: Example) -> bool:

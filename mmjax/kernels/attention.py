@@ -18,6 +18,7 @@ def attention(
     causal: bool,
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
+    bias: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention, the softmax in float32; key heads are shared by groups of query heads.
@@ -34,6 +35,7 @@ def attention(
       key, value: [b s k h], n a multiple of k.
       causal: whether a query sees only keys up to its own place.
       query_segments, key_segments: i32[b t] and i32[b s], or both None: nothing is padded.
+      bias: [n t s], added to the scores of every row, or None; xla alone takes one.
       implementation: ``auto`` takes splash on a TPU and cudnn on a GPU where they apply, else xla.
 
     Returns:
@@ -48,8 +50,10 @@ def attention(
         )
     if (query_segments is None) != (key_segments is None):
         raise ValueError("give segments of both queries and keys, or of neither")
+    if bias is not None and implementation not in ("auto", "xla"):
+        raise ValueError(f"{implementation} attention takes no bias; give 'xla' or 'auto'")
     if implementation == "auto":
-        implementation = _choose(query, key)
+        implementation = "xla" if bias is not None else _choose(query, key)
     if implementation == "splash":
         if reason := _splash_obstacle(query, key):
             raise ValueError(
@@ -58,12 +62,13 @@ def attention(
         kernel = functools.partial(_splash, causal=causal, interpret=_platform() == "cpu")
         return shard_attention(kernel, query, key, value, query_segments, key_segments)
     mask = _mask(query, key, causal, query_segments, key_segments)
+    more = dict(bias=None if bias is None else bias[None], mask=mask, implementation=implementation)
     if query.dtype == jnp.float16 and _platform() != "gpu":
         # JAX wants float16 products summed in float32, which it has for GPUs only.
         wide = (x.astype(jnp.float32) for x in (query, key, value))
-        out = jax.nn.dot_product_attention(*wide, mask=mask, implementation=implementation)
+        out = jax.nn.dot_product_attention(*wide, **more)
         return out.astype(jnp.float16)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    return jax.nn.dot_product_attention(query, key, value, **more)
 
 
 def _platform() -> str:

@@ -1,7 +1,8 @@
 """LLaMA (arXiv 2302.13971) and what has its shape: Vicuna, LLaMA-2, SmolLM2.
 
 Pre-norm blocks with RMSNorm, rotary positions, SwiGLU, no biases; grouped key heads where the
-config says so.
+config says so. Lynx puts something into every p-th layer, a period of the stack
+(`mmjax.nn.stack`): an adapter at its end, or (in an ablation) cross-attention at its beginning.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.kernels.attention import attention
+from mmjax.nn.adapter import Adapter, GatedCrossAttention
 from mmjax.nn.attention import Attention
 from mmjax.nn.cache import Cache, KeyValues
 from mmjax.nn.dense import Dense, Embedding
@@ -31,6 +33,10 @@ class LlamaConfig:
       tied_head: whether the output layer is the input embedding.
       max_positions: how many tokens a text may have; longer ones were never seen in training.
       added_rows: vocabulary rows that a system adds after ``vocab_size``; they have no logits.
+      adapter_every: layers 0, adapter_every, 2 * adapter_every, ... end with an adapter; 0 = none.
+      adapter_dim: its inner width.
+      cross_every: so many layers apart, beginning with the first, cross-attention to states of the
+        same width comes before the layer; 0 = nowhere.
       splits: layers before which the hidden states may be edited, see `mmjax.nn.stack`.
       remat: none | full | dots, see `mmjax.nn.stack.run`.
       attention: auto | xla | cudnn | splash.
@@ -48,9 +54,36 @@ class LlamaConfig:
     max_positions: int = 2048
     tied_head: bool = False
     added_rows: int = 0
+    adapter_every: int = 0
+    adapter_dim: int = 0
+    cross_every: int = 0
     splits: tuple[int, ...] = ()
     remat: str = "none"
     attention: str = "auto"
+
+    def __post_init__(self):
+        problems = [
+            f"{name} is {value}, it must be 0 (none) to {self.num_layers}, the number of layers"
+            for name in ("adapter_every", "cross_every")
+            if not 0 <= (value := getattr(self, name)) <= self.num_layers
+        ]
+        if self.adapter_every and self.cross_every:
+            problems.append(
+                f"adapter_every is {self.adapter_every} and cross_every {self.cross_every}: a stack"
+                " has one kind of extra; make one of them 0"
+            )
+        if bool(self.adapter_every) != bool(self.adapter_dim):
+            problems.append(
+                f"adapter_every is {self.adapter_every}, adapter_dim {self.adapter_dim}: both are "
+                "0, or neither"
+            )
+        if problems:
+            raise ValueError("LlamaConfig:\n  " + "\n  ".join(problems))
+
+    @property
+    def extra_every(self) -> int:
+        """The period of what some layers have besides; 0 = none has anything."""
+        return self.adapter_every or self.cross_every
 
     @classmethod
     def tiny(cls, **changes) -> "LlamaConfig":
@@ -91,12 +124,22 @@ class Block(nnx.Module):
         return constrain_rows(x + self.mlp(self.mlp_norm(x))), kept
 
 
+def _cross_attention(config: LlamaConfig) -> GatedCrossAttention:
+    head_dim = config.head_dim or config.embed_dim // config.num_heads
+    sizes = dict(num_heads=config.num_heads, head_dim=head_dim, seen_dim=config.embed_dim)
+    return GatedCrossAttention(config.embed_dim, **sizes)
+
+
 class Llama(nnx.Module):
     def __init__(self, config: LlamaConfig):
         self.embedding = Embedding(
             config.vocab_size, config.embed_dim, added_rows=config.added_rows
         )
         self.layers = stack(Block(config), config.num_layers, config.splits)
+        count = -(-config.num_layers // config.extra_every) if config.extra_every else 0
+        adapter = Adapter(config.embed_dim, config.adapter_dim)
+        self.adapters = stack(adapter, count) if config.adapter_every else None
+        self.cross = stack(_cross_attention(config), count) if config.cross_every else None
         self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
         tied = config.tied_head
         self.head = (
@@ -116,6 +159,7 @@ class Llama(nnx.Module):
         past: KeyValues | None = None,
         keep: bool = False,
         edits: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
+        seen: KeyValues | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """Reads a text, or the continuation of one.
 
@@ -127,13 +171,16 @@ class Llama(nnx.Module):
           keep: whether the keys and values of this text are wanted (without those of ``past``).
           edits: layer -> what becomes of the hidden states [b t d] just before it, see
             `mmjax.nn.stack.run`.
+          seen: what cross-attention looks at, from `look`; None where there is none.
 
         Returns:
           (hidden states [b t d] after the final norm, KeyValues or None).
         """
-        seen = segments if past is None else jnp.concatenate([past.segments, segments], axis=1)
+        places = segments if past is None else jnp.concatenate([past.segments, segments], axis=1)
 
-        def layer(block, x, earlier, _):
+        def layer(block, x, xs, extra):
+            index, earlier = xs
+
             def attend(query, key, value):
                 k, v = key, value
                 if earlier is not None:
@@ -146,16 +193,47 @@ class Llama(nnx.Module):
                     v,
                     causal=True,
                     query_segments=segments,
-                    key_segments=seen,
+                    key_segments=places,
                     implementation=self.config.attention,
                 )
                 return context, (key, value) if keep else None
 
-            return block(x, positions, attend)
+            x, kept = block(self._before(x, extra, index, seen), positions, attend)
+            return self._after(x, extra), kept
 
         earlier = None if past is None else (past.keys, past.values)
-        x, kept, _ = run(self.layers, layer, x, xs=earlier, edits=edits, remat=self.config.remat)
+        xs = (jnp.arange(self.config.num_layers), earlier)
+        more = dict(edits=edits, remat=self.config.remat)
+        x, kept, _ = run(self.layers, layer, x, xs=xs, **more, **self._extras())
         return self.norm(x), KeyValues(*kept, segments) if keep else None
+
+    def look(self, seen: jax.Array, segments: jax.Array) -> KeyValues:
+        """What the cross-attention of all layers sees: states [b s d], segments i32[b s] (0 =
+        nothing is there). Once for a text and what is generated after it."""
+        graph, weights = nnx.split(self.cross)
+        one = lambda _, weights: (None, nnx.merge(graph, weights).look(seen))  # noqa: E731
+        _, (keys, values) = jax.lax.scan(one, None, weights)
+        return KeyValues(keys, values, segments)
+
+    def _extras(self) -> dict:
+        """Arguments of `mmjax.nn.stack.run`."""
+        extras = self.adapters if self.cross is None else self.cross
+        return {} if extras is None else dict(extras=extras, period=self.config.extra_every)
+
+    def _before(self, x, extra, index: jax.Array, seen: KeyValues | None) -> jax.Array:
+        if not isinstance(extra, GatedCrossAttention):
+            return x
+        if seen is None:
+            raise ValueError(
+                f"this language model has cross-attention every {self.config.cross_every} layers: "
+                "give what it looks at as seen (segments of 0 where there is nothing)"
+            )
+        row = index // self.config.cross_every
+        at = lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False)  # noqa: E731
+        return extra(x, at(seen.keys), at(seen.values), seen.segments)
+
+    def _after(self, x: jax.Array, extra) -> jax.Array:
+        return extra(x) if isinstance(extra, Adapter) else x
 
     def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """One more token for every row: [b 1 d] -> (hidden states [b 1 d], the cache with the token
@@ -167,7 +245,7 @@ class Llama(nnx.Module):
         positions = cache.position[:, None]
         segments = cache.segments.at[:, cache.end].set(1)
 
-        def layer(block, carry, index, _):
+        def layer(block, carry, index, extra):
             x, keys, values = carry
 
             def attend(query, key, value):
@@ -193,12 +271,14 @@ class Llama(nnx.Module):
                 )
                 return context, (new_keys, new_values)
 
+            x = self._before(x, extra, index, cache.seen)
             x, (keys, values) = block(x, positions, attend)
-            return (x, keys, values), None
+            return (self._after(x, extra), keys, values), None
 
         index = jnp.arange(self.config.num_layers)
-        (x, keys, values), _, _ = run(self.layers, layer, (x, cache.keys, cache.values), xs=index)
-        cache = Cache(keys, values, segments, cache.position + 1, cache.end + 1)
+        start = (x, cache.keys, cache.values)
+        (x, keys, values), _, _ = run(self.layers, layer, start, xs=index, **self._extras())
+        cache = Cache(keys, values, segments, cache.position + 1, cache.end + 1, cache.seen)
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [b t d] -> f32[b t v]

@@ -18,7 +18,8 @@ class Attention(nnx.Module):
     """Queries, keys and values from one input; grouped heads where ``num_kv_heads < num_heads``.
 
     Args:
-      bias: of all four layers; ``key_bias``: of the keys, if they differ from the others.
+      bias: of all four layers; ``key_bias``, ``out_bias``: of the keys and of the output, if they
+        differ from the others.
       seen: width and axis name of what keys and values are made of, if that is another input than
         the queries' (cross-attention).
       init: of the kernels; None = `Dense`'s.
@@ -33,6 +34,7 @@ class Attention(nnx.Module):
         num_kv_heads: int | None = None,
         bias: bool = False,
         key_bias: bool | None = None,
+        out_bias: bool | None = None,
         rope_base: float | None = None,
         axes: tuple[str, str, str] = ("embed", "heads", "kv_heads"),
         seen: tuple[int, str] | None = None,
@@ -43,10 +45,11 @@ class Attention(nnx.Module):
         embed, heads, kv_heads = axes
         seen_dim, seen_axis = seen or (embed_dim, embed)
         key_bias = bias if key_bias is None else key_bias
+        out_bias = bias if out_bias is None else out_bias
         self.q = Dense(embed_dim, width, axes=(embed, heads), bias=bias, init=init)
         self.k = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=key_bias, init=init)
         self.v = Dense(seen_dim, kv_width, axes=(seen_axis, kv_heads), bias=bias, init=init)
-        self.o = Dense(width, embed_dim, axes=(heads, embed), bias=bias, init=init)
+        self.o = Dense(width, embed_dim, axes=(heads, embed), bias=out_bias, init=init)
         self.head_dim = head_dim
         self.rope_base = rope_base
 

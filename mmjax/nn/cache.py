@@ -36,6 +36,7 @@ class Cache:
       position: i32[b], position of the next token of each row.
       end: i32[], place of the next token, the same for all rows: pads of uneven rows stay inside,
         masked.
+      seen: what cross-attention looks at, the same for every new token; None = there is none.
     """
 
     keys: jax.Array
@@ -43,9 +44,17 @@ class Cache:
     segments: jax.Array
     position: jax.Array
     end: jax.Array
+    seen: KeyValues | None = None
 
     @classmethod
-    def start(cls, parts: list[KeyValues], *, position: jax.Array, room: int) -> "Cache":
+    def start(
+        cls,
+        parts: list[KeyValues],
+        *,
+        position: jax.Array,
+        room: int,
+        seen: KeyValues | None = None,
+    ) -> "Cache":
         """The parts one after the other, then ``room`` free places."""
 
         def join(name: str, axis: int) -> jax.Array:
@@ -54,16 +63,20 @@ class Cache:
 
         end = sum(part.segments.shape[1] for part in parts)
         return cls(
-            join("keys", 2), join("values", 2), join("segments", 1), position, jnp.int32(end)
+            join("keys", 2), join("values", 2), join("segments", 1), position, jnp.int32(end), seen
         )
 
     def select(self, rows: jax.Array) -> "Cache":
         """The cache of the given rows, i32[b']: reorders and multiplies them, for beams."""
         take = lambda x, axis: jnp.take(x, rows, axis=axis)  # noqa: E731
+        seen = self.seen and KeyValues(
+            take(self.seen.keys, 1), take(self.seen.values, 1), take(self.seen.segments, 0)
+        )
         return Cache(
             take(self.keys, 1),
             take(self.values, 1),
             take(self.segments, 0),
             take(self.position, 0),
             self.end,
+            seen,
         )

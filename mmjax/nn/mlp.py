@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class MLP(nnx.Module):
-    """``down(activation(up(x)))`` with biases; ``init`` of the kernels: None = `Dense`'s."""
+    """``down(activation(up(x)))``; ``init`` of the kernels: None = `Dense`'s."""
 
     def __init__(
         self,
@@ -32,11 +32,12 @@ class MLP(nnx.Module):
         mlp_dim: int,
         *,
         activation: str,
+        bias: bool = True,
         axes: tuple[str, str] = ("embed", "mlp"),
         init: Initializer | None = None,
     ):
-        self.up = Dense(embed_dim, mlp_dim, axes=axes, bias=True, init=init)
-        self.down = Dense(mlp_dim, embed_dim, axes=axes[::-1], bias=True, init=init)
+        self.up = Dense(embed_dim, mlp_dim, axes=axes, bias=bias, init=init)
+        self.down = Dense(mlp_dim, embed_dim, axes=axes[::-1], bias=bias, init=init)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b t d] -> [b t d]

@@ -52,6 +52,11 @@ def uniform(bound: float) -> Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def linear(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """A kernel [in out] as `torch.nn.Linear` starts it, whatever its number of inputs."""
+    return uniform(shape[0] ** -0.5)(key, shape, dtype)
+
+
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 

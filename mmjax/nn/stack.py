@@ -6,7 +6,8 @@ splits      (16,): two stacks, layers 0-15 and 16-.., so that the hidden states 
             in the body would make the backward pass run below the edit.
 period p    every p-th layer has an extra part (cross-attention, an adapter), stored as a stack of
             its own with ceil(num_layers / p) entries; the scan then runs p layers per turn, over a
-            free reshape.
+            free reshape. A split must lie between two turns; each of its stacks is given a slice of
+            the extras, which are small.
 taps        the hidden states after chosen layers
 """
 
@@ -85,7 +86,7 @@ def run(
     if strangers := [layer for layer in taps if not 0 <= layer < num_layers]:
         raise ValueError(f"taps {strangers} are no layers; the stack has {num_layers}")
     if extras is not None:
-        _check_extras(extras, period, lengths)
+        _check_extras(extras, period, num_layers, starts)
     hidden = _hidden(carry)
     tapped = jnp.zeros((len(taps), *hidden.shape), hidden.dtype) if taps else None
     every_y = []
@@ -97,21 +98,33 @@ def run(
             if len(segments) == 1
             else jax.tree.map(lambda x, s=start, n=length: x[s : s + n], xs)
         )
-        scan = _Scan(segment, body, extras, period, remat, start, length, taps)
+        extra = None if extras is None else _entries(extras, start // period, -(-length // period))
+        scan = _Scan(segment, body, extra, period, remat, start, length, taps)
         (carry, tapped), ys = scan((carry, tapped), part)
         every_y.append(ys)
     ys = every_y[0] if len(every_y) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *every_y)
     return carry, ys, tapped
 
 
-def _check_extras(extras: nnx.Module, period: int, lengths: list[int]) -> None:
-    if len(lengths) > 1:
-        raise ValueError("a stack has splits or extras, not both")
-    count, wanted = _length(extras), -(-lengths[0] // period)
+def _check_extras(extras: nnx.Module, period: int, num_layers: int, starts: list[int]) -> None:
+    count, wanted = _length(extras), -(-num_layers // period)
     if count != wanted:
         raise ValueError(
-            f"{count} extras for {lengths[0]} layers, every {period} with one: it takes {wanted}"
+            f"{count} extras for {num_layers} layers, every {period} with one: it takes {wanted}"
         )
+    if inside := [start for start in starts if start % period]:
+        raise ValueError(
+            f"the stack is split before layers {inside}, within a turn of {period} layers that "
+            f"share an extra; split it before a multiple of {period}"
+        )
+
+
+def _entries(stacked: nnx.Module, first: int, count: int) -> nnx.Module:
+    """Entries ``first`` ... of a stack."""
+    if count == _length(stacked):
+        return stacked
+    graph, state = nnx.split(stacked)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[first : first + count], state))
 
 
 def _length(stacked: nnx.Module) -> int:

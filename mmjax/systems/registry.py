@@ -3,6 +3,7 @@
 from mmjax.systems.cheetor import Cheetor
 from mmjax.systems.foundation import Blip2Pretraining, Contrastive, LanguageModel
 from mmjax.systems.lmeye import LMEye
+from mmjax.systems.lynx import Lynx
 from mmjax.systems.minigpt4 import MiniGPT4
 from mmjax.systems.system import System, config_from_dict
 
@@ -10,6 +11,7 @@ SYSTEMS: dict[str, type[System]] = {
     "lmeye": LMEye,
     "minigpt4": MiniGPT4,
     "cheetor": Cheetor,
+    "lynx": Lynx,
     "language_model": LanguageModel,
     "clip": Contrastive,
     "blip-2-pretraining": Blip2Pretraining,

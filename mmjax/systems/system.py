@@ -22,11 +22,13 @@ class Output:
       past: keys and values of the texts that the target's next token sees, in order (only where
         asked for).
       aux: named intermediates worth inspecting; what nobody reads costs nothing under jit.
+      seen: what the language model's cross-attention looks at, if it has any.
     """
 
     states: jax.Array
     past: tuple[KeyValues, ...]
     aux: dict[str, jax.Array]
+    seen: KeyValues | None = None
 
 
 class System(nnx.Module):
@@ -84,9 +86,9 @@ class System(nnx.Module):
         return self.language.logits(states)
 
     def loss(
-        self, batch: Batch, *, dropout_key: jax.Array | None = None
+        self, batch: Batch, *, dropout_key: jax.Array | None = None, label_smoothing: float = 0.0
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Weighted token loss.
+        """Weighted token loss; with ``label_smoothing`` see `token_losses`.
 
         Returns:
           (sum of weighted losses, sum of weights, further sums to report: each is divided by the
@@ -94,8 +96,7 @@ class System(nnx.Module):
         """
         target = batch.target
         logits = self.logits(self.hidden(batch, dropout_key=dropout_key).states)
-        gold = jnp.take_along_axis(logits, target.targets[..., None], axis=-1)[..., 0]
-        losses = (jax.nn.logsumexp(logits, axis=-1) - gold) * target.weights
+        losses = token_losses(logits, target.targets, label_smoothing) * target.weights
         right = (jnp.argmax(logits, axis=-1) == target.targets) * target.weights
         return losses.sum(), target.weights.sum(), {"token_accuracy": right.sum()}
 
@@ -108,7 +109,7 @@ class System(nnx.Module):
         states = jnp.take_along_axis(output.states, last[:, None, None], axis=1)
         position = jnp.take_along_axis(batch.target.positions, last[:, None], axis=1)[:, 0] + 1
         return self.logits(states)[:, 0], Cache.start(
-            list(output.past), position=position, room=room
+            list(output.past), position=position, room=room, seen=output.seen
         )
 
     def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -116,6 +117,18 @@ class System(nnx.Module):
         x = self.language.embed(tokens[:, None], self.dtype)
         states, cache = self.language.decode(x, cache)
         return self.logits(states)[:, 0], cache
+
+
+def token_losses(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross entropy of each prediction: f32[b t v], i32[b t] -> f32[b t].
+
+    With ``label_smoothing`` e, against a mixture as torch's: 1-e for the target, e for a uniform
+    distribution over all of the vocabulary, target included.
+    """
+    said = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        said = (1 - label_smoothing) * said + label_smoothing * logits.mean(axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - said
 
 
 def place(embeds: jax.Array, table: jax.Array, slot: jax.Array, mode: str) -> jax.Array:
@@ -149,10 +162,12 @@ def read(
     past: KeyValues | None = None,
     keep: bool = False,
     edits: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
+    seen: KeyValues | None = None,
 ) -> tuple[jax.Array, KeyValues | None, jax.Array]:
     """Embeds a sequence, fills its slots from ``tables`` and runs the language model over it.
 
-    ``edits`` change the hidden states between two of its layers, see `Llama.__call__`.
+    ``edits`` change the hidden states between two of its layers, its cross-attention looks at
+    ``seen``: see `Llama.__call__`.
 
     Returns:
       (states [b t d], KeyValues or None, the embeddings that went in [b t d]).
@@ -171,6 +186,7 @@ def read(
         past=past,
         keep=keep,
         edits=edits,
+        seen=seen,
     )
     return states, kept, x
 

@@ -18,7 +18,7 @@ TOP = (
 ).split()
 STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
-    "eval save_every keep_checkpoints"
+    "eval save_every keep_checkpoints label_smoothing"
 ).split()
 DATA = (
     "source split options lengths image_size pictures preparation num_frames frame_choice weights "
@@ -106,6 +106,8 @@ def _stage_problems(name: str, stage: dict) -> list[str]:
     for key in ("steps", "batch_size", "accumulation", "log_every", "keep_checkpoints"):
         if stage[key] < 1:
             problems.append(f"{name}.{key} is {stage[key]}, it must be at least 1")
+    if not 0 <= (smoothing := stage.get("label_smoothing", 0.0)) < 1:
+        problems.append(f"{name}.label_smoothing is {smoothing}, it must be at least 0, below 1")
     if stage["accumulation"] >= 1 and stage["batch_size"] % stage["accumulation"]:
         problems.append(
             f"{name}.batch_size {stage['batch_size']} does not divide into "

@@ -165,6 +165,7 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
             optimizer,
             seed=run.config["seed"],
             accumulation=stage.config["accumulation"],
+            label_smoothing=stage.config.get("label_smoothing", 0.0),
         )
         step_fn = jit_step(step_fn, state, frozen, run.mesh)
         pipeline = run.pipeline(

@@ -16,7 +16,12 @@ Step = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Arr
 
 
 def make_step(
-    system: System, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int = 1
+    system: System,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    label_smoothing: float = 0.0,
 ) -> Step:
     """``step(state, frozen, batch) -> (state, metrics)``, to be jitted by `jit_step`.
 
@@ -29,10 +34,13 @@ def make_step(
     the usual scales are made for, and are divided again in float32. While the scale settles, some
     overflow: such a step counts as bad, but not among the bad ones in a row that stop a run,
     unless its loss is not finite either, or the scale is down at 1 and cannot be what is wrong.
+    ``label_smoothing`` is the loss's, for systems with a token loss.
     """
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
 
     def sums(trainable: Params, frozen: Params, batch: Batch, key: jax.Array, scale):
-        loss, weight, further = merge(system, frozen | trainable).loss(batch, dropout_key=key)
+        model = merge(system, frozen | trainable)
+        loss, weight, further = model.loss(batch, dropout_key=key, **smoothing)
         scaled = loss if scale is None else loss * (scale / jnp.maximum(weight, 1e-8))
         return scaled, (loss, weight, further)
 

@@ -132,6 +132,21 @@ def test_every_pth_layer_has_an_extra(num_layers, period):
     np.testing.assert_allclose(tapped, [states[0], states[-1]], atol=1e-5)
 
 
+@pytest.mark.parametrize(("splits", "period"), [((4,), 2), ((3, 6), 3), ((1, 2, 5), 1)])
+def test_split_stacks_have_their_extras(splits, period):
+    extras = -(-7 // period)
+    params = weights(Model(7, extras=extras))
+    layers = {path: x for path, x in params.items() if path.startswith("layers.")}
+    cut = split(layers, (0, *splits, 7)) | {p: x for p, x in params.items() if p not in layers}
+    model = merge(Model(7, splits, extras=extras), cut)
+    edits = {splits[-1]: lambda x: 1 - x}
+    states, sums = plain(params, X, SCALES, period=period, edits=edits)
+    asked = dict(xs=SCALES, extras=model.extras, period=period, edits=edits)
+    out, ys, _ = run(model.layers, body, X, **asked)
+    np.testing.assert_allclose(out, states[-1], atol=1e-5)
+    np.testing.assert_allclose(ys, sums, atol=1e-4)
+
+
 def test_rematerialisation_changes_neither_values_nor_gradients():
     model = Model(5, (2,))
     params = weights(model)
@@ -199,7 +214,7 @@ def test_wrong_calls_are_refused():
     merged = merge(model, weights(model))
     with pytest.raises(ValueError, match="2 extras"):
         run(merged.layers, body, X, extras=merged.extras, period=2)
-    model = Model(4, (2,), extras=4)
+    model = Model(4, (1, 3), extras=2)
     merged = merge(model, weights(model))
-    with pytest.raises(ValueError, match="splits or extras"):
-        run(merged.layers, body, X, extras=merged.extras)
+    with pytest.raises(ValueError, match=r"split before layers \[1, 3\], within a turn of 2"):
+        run(merged.layers, body, X, extras=merged.extras, period=2)
