@@ -13,6 +13,7 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     easy-vqa-multi-text    documents for the tiny language model that reads several pictures
     easy-vqa-clips         questions about clips of moving and changing shapes (task=question), or
                            captions of them (task=caption)
+    easy-vqa-clips-text    documents for the tiny language model that reads clips and pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
@@ -35,6 +36,7 @@ from mmjax.data.example import Example
 from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_clips import EasyVQAClips
+from mmjax.data.sources.easy_vqa_clips_text import EasyVQAClipsText
 from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
@@ -63,6 +65,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-multi": EasyVQAMulti,
     "easy-vqa-multi-text": EasyVQAMultiText,
     "easy-vqa-clips": EasyVQAClips,
+    "easy-vqa-clips-text": EasyVQAClipsText,
     "easy-vqa-differences": EasyVQADifferences,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced

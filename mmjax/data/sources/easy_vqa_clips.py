@@ -30,7 +30,7 @@ import dataclasses
 import functools
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -105,6 +105,15 @@ class Actor:
             if values[0] != values[1]:
                 what = f"changing from {values[0]} to {values[1]}"
         return form.format(thing=f"a {colour}{self.shape}", what=what)
+
+    @property
+    def changes(self) -> str:
+        """An answer to what is changing."""
+        changed = {"color": self.colours, "size": self.sizes}
+        for name, (before, after) in changed.items():
+            if before != after:
+                return name
+        return "nothing" if self.side is None else "place"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +293,30 @@ class Cast:
         side = {size: rng.randint(*_SIZES[size]) for size in dict.fromkeys(sizes)}
         sides = side[sizes[0]], side[sizes[1]]
         return Actor(number, shape, colours, sizes, sides, **rest)
+
+
+def further_questions(clip: Clip, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """(question, answer), a kind each, of all that can be asked of ``clip`` in any order."""
+    moving = next((actor for actor in clip.actors if actor.side), None)
+    asked: dict[str, tuple[tuple[str, ...], str]] = {}  # kind -> what it names, answer
+    if len(clip.actors) > 1:
+        asked |= {"moving colour": ((), moving.colours[0]), "moving shape": ((), moving.shape)}
+    else:
+        (actor,) = clip.actors
+        asked |= {"moving": ((), "yes" if moving else "no"), "changing": ((), actor.changes)}
+        for kind, name in (("from to", "colours"), ("size", "sizes")):
+            before, after = getattr(actor, name)
+            if before != after:
+                asked[kind] = rng.choice([((before, after), "yes"), ((after, before), "no")])
+        if actor.changes == "color":
+            asked["colours"] = ((), " to ".join(actor.colours))
+    if moving:
+        others = [side for side in SIDES if side != moving.side]
+        yes_or_no = [((moving.side,), "yes"), ((rng.choice(others),), "no")]
+        asked |= {"direction": ((), moving.side), "moving to": rng.choice(yes_or_no)}
+    for kind in rng.sample([*asked], len(asked)):
+        named, answer = asked[kind]
+        yield rng.choice(_WORDINGS[kind]).format(*named), answer
 
 
 _cast = functools.cache(Cast)
