@@ -104,10 +104,11 @@ def in_base64(key: str, pictures: str | Sequence[str]) -> Media:
 
 
 def picture_in_base64(key: str, picture: str) -> Media:
-    return Media(key, functools.partial(_from_base64, key, picture))
+    return Media(key, functools.partial(from_base64, key, picture))
 
 
-def _from_base64(name: str, text: str) -> bytes:
+def from_base64(name: str, text: str) -> bytes:
+    """The bytes of a picture; raises BadSample that names it if ``text`` is something else."""
     if text.startswith("data:"):  # data:image/png;base64,...
         text = text.partition(",")[2]
     try:

@@ -11,8 +11,6 @@ from mmjax.data.sources import make_source
 from mmjax.data.sources.easy_vqa import COLOURS, SHAPES
 from mmjax.data.sources.easy_vqa_clips import KINDS, SIDES, EasyVQAClips, further_questions
 from mmjax.data.sources.easy_vqa_clips_text import CLIP_WORDS, PROPORTIONS, EasyVQAClipsText
-from mmjax.data.templates import PlainText
-from mmjax.data.tokenizer import build_word_tokenizer
 
 
 def texts(source) -> list[str]:
@@ -75,12 +73,12 @@ def test_words_that_the_language_model_has_not_met():
     assert answers - known == {"nothing", "place", "size", "to"}
 
 
-def test_documents_fit(tmp_path):
-    source = EasyVQAClipsText("dev", 300)
-    tokenizer = build_word_tokenizer(texts(source), tmp_path)
+def test_documents_fit():
+    """Words and punctuation marks, bos, and eos after each answer."""
+    source = EasyVQAClipsText("dev", 400)
     lengths = [
-        sum(len(segment.ids) for segment in PlainText().encode(source[i], tokenizer).target)
-        for i in range(len(source))
+        1 + len(source[i].turns) // 2 + len(re.findall(r"\w+|[^\w\s]", text))
+        for i, text in enumerate(texts(source))
     ]
     assert 60 < max(lengths) <= 72
 

@@ -19,6 +19,7 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
+    open-vqa:PATH          Open-VQA's questions, see `mmjax.data.sources.open_vqa`
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
@@ -45,6 +46,7 @@ from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
 from mmjax.data.sources.mixture import Mixture, part_problem
+from mmjax.data.sources.open_vqa import OpenVQA
 from mmjax.data.sources.tfds import Tfds
 
 
@@ -75,6 +77,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "lmeye": LMEyeChunks,
     "lmeye-v1": LMEyeById,
     "demon": Demon,
+    "open-vqa": OpenVQA,
 }
 
 
