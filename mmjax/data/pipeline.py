@@ -40,6 +40,7 @@ class Pipeline:
       tokenizer: as given.
       lengths: as given.
       num_frames: as given.
+      weights: as given; empty if none are.
       max_bad: how many records may be bad.
       quarantine: bad and overlong records met so far, each once, as ``{source, row, id, reason}``;
         and ``step``, counted from 1, of the first batch that needed them.
@@ -126,7 +127,7 @@ class Pipeline:
         self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
         self._pictures, self._preparation, self._seed = pictures, preparation, seed
-        self.num_frames = num_frames
+        self.num_frames, self.weights = num_frames, dict(weights or {})
         by_chance = "first" if generating or features is not None else "random"
         self._draws_frames = (frame_choice or by_chance) == "random"
         self._overlong, self._generating = overlong, generating
@@ -135,6 +136,9 @@ class Pipeline:
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
         self.max_bad = bad_limit(len(source), max_bad_fraction)
         self._bad: dict[int, dict[str, str | int]] = {}
+        self._others: dict[
+            int, int
+        ] = {}  # position -> the record that was shown in place of its own
         self._lock = threading.Lock()
 
     def order_hash(self, num_steps: int) -> str:
@@ -154,6 +158,19 @@ class Pipeline:
     def quarantine(self) -> list[dict[str, str | int]]:
         with self._lock:
             return list(self._bad.values())
+
+    def drawn(self, step: int) -> dict[str, int]:
+        """How many of this host's rows of a batch that it has given came from records of each kind;
+        empty without weights."""
+        if not self.weights:
+            return {}
+        counts: dict[str, int] = {}
+        for position in self._share(step, self._batch_size):
+            with self._lock:
+                record = self._others.get(position)
+            kind = self.source.kinds[self._order[position] if record is None else record]
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
 
     def batch_at(self, step: int) -> Batch:
         """This host's rows of the global batch of ``step``, counted from 0.
@@ -233,6 +250,9 @@ class Pipeline:
             record = self._order[other if attempt else position]
             row = self._loaded_or_reason(record, position)
             if isinstance(row, _Row):
+                if attempt:
+                    with self._lock:
+                        self._others[position] = record
                 return row
             if len(self._bad) > self.max_bad:
                 raise self._too_bad(

@@ -23,7 +23,8 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
-Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. Several sources are
+Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. All sources have
+those of `mmjax.data.sources.prompted`, which puts prompts around what is asked. Several sources are
 one where the name is a mapping, see `mmjax.data.sources.mixture`.
 """
 
@@ -47,6 +48,8 @@ from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
 from mmjax.data.sources.mixture import Mixture, part_problem
 from mmjax.data.sources.open_vqa import OpenVQA
+from mmjax.data.sources.prompted import OPTIONS as PROMPT_OPTIONS
+from mmjax.data.sources.prompted import Prompted
 from mmjax.data.sources.tfds import Tfds
 
 
@@ -99,6 +102,10 @@ def make_source(name: str | Mapping[str, Mapping], split: str, **options: Any) -
         return _mixed(name, split, options)
     name, more = options_in(name)
     options |= more
+    if prompts := {key: options.pop(key) for key in PROMPT_OPTIONS if key in options}:
+        if "prompts" not in prompts:
+            raise ValueError(f"the source {name} has {', '.join(prompts)}, but no option prompts")
+        return Prompted(make_source(name, split, **options), **prompts)
     kind, colon, where = name.partition(":")
     if colon and kind in FILES:
         return _made(FILES[kind], name, where.replace("{split}", split), **options)
@@ -134,6 +141,8 @@ def _mixed(parts: Mapping[str, Mapping], split: str, options: Mapping[str, Any])
             made[name] = make_source(
                 part["source"], part.get("split", split), **part.get("options", {})
             )
+            if len(made[name]) == 0:
+                problems.append(f"{name}: {made[name].name} has no records")
         except (ValueError, OSError, ModuleNotFoundError) as error:
             problems.append(f"{name}: {error}")
     if problems:
