@@ -104,11 +104,7 @@ class Answerer:
             prompt that leaves no room for an answer.
         """
         encoded = self._template.encode(example, self._tokenizer, generating=True)
-        length = sum(
-            len(segment.ids)
-            for part in ("prefix", "target")
-            for segment in getattr(encoded, part) or ()
-        )
+        length = _length(encoded)
         if length + self.config.max_new_tokens > self._max_positions:
             raise BadSample(
                 example.id,
@@ -118,6 +114,10 @@ class Answerer:
                 "shorten it, or lower max_new_tokens",
             )
         return Prompt(encoded, [self._look(media) for media in encoded.media])
+
+    def room(self, prompt: Prompt) -> int:
+        """How many more tokens ``prompt`` could have."""
+        return self._max_positions - self.config.max_new_tokens - _length(prompt.encoded)
 
     def _look(self, media: Media) -> np.ndarray:
         if not media.is_video:
@@ -184,3 +184,9 @@ class Answerer:
         if f:
             batch = with_media(batch, [prompt.frames for prompt in prompts], f)
         return jax.tree.map(lambda x: place(x, rows_sharding(self._mesh)), batch)
+
+
+def _length(encoded: Encoded) -> int:
+    """Of what comes before the answer."""
+    parts = (getattr(encoded, part) or () for part in ("prefix", "target"))
+    return sum(len(segment.ids) for part in parts for segment in part)
