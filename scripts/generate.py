@@ -82,11 +82,10 @@ def main(_) -> None:
         answerer = model.answerer(settings, BATCH_SIZE.value if questions else 1)
         rounds = {}
         if ROUND_0.value:
-            describer = model.answerer(
-                GenerationConfig(**TASKS[ROUND_0.value]), answerer.batch_size
-            )
+            described = GenerationConfig(**TASKS[ROUND_0.value])
+            describer = model.answerer(described, answerer.batch_size)
             answerer = RoundZero(answerer, describer, takes_history=takes_history)
-            rounds = dict(round_0=dataclasses.asdict(describer.config))
+            rounds = dict(round_0=dataclasses.asdict(described))
         if CHAT.value:
             chat(answerer, typed(), sys.stdout, takes_history=takes_history, seed=SEED.value)
         elif questions:

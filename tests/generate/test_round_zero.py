@@ -53,9 +53,9 @@ class Describer(StubAnswerer):
 
     def answer(self, prompts, seeds):
         answers = super().answer(prompts, seeds)
-        said = [f"a thing ({seed})" for seed in seeds]
         return [
-            dataclasses.replace(a, texts=(text,)) for a, text in zip(answers, said, strict=True)
+            dataclasses.replace(answer, texts=(f"a thing ({seed})" if seed else " ",))
+            for answer, seed in zip(answers, seeds, strict=True)
         ]
 
 
@@ -80,11 +80,8 @@ def rounds():
 
 def test_questions_come_after_descriptions(rounds, tmp_path):
     """Those of pictures; of a text alone there is nothing to describe."""
-    asked = [
-        question(tmp_path, "why?"),
-        question(tmp_path, "text?", None),
-        question(tmp_path, "b?"),
-    ]
+    asked = [question(tmp_path, text) for text in ("why?", "b?")]
+    asked.insert(1, question(tmp_path, "text?", None))
     prompts = [rounds.prompt(example) for example in asked]
     answers = rounds.answer(prompts, [7, 8, 9])
     assert rounds._describer.asked == [
@@ -96,6 +93,8 @@ def test_questions_come_after_descriptions(rounds, tmp_path):
         "8\n0 <user: text?> \u2028ö",
         f"9\n0 <{opening} (9) | user: b?> \u2028ö",
     ]
+    (empty,) = rounds.answer(prompts[:1], [0])
+    assert "assistant: . | user: why?" in empty.texts[0]
     streamed = "".join(rounds.stream(prompts[0], 7))
     assert rounds._answerer.prompts[-1] == f"{opening} (7) | user: why?" and streamed
 
