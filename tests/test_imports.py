@@ -44,6 +44,7 @@ FOREIGN = {
     "transformers": ["mmjax.data.tokenizer", "conversion", "tests"],
     "tensorflow": [],
     "tensorflow_datasets": ["mmjax.data.sources.tfds", "tests"],
+    "av": ["mmjax.data.video", "tests"],
 }
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from conversion.io import Source
 from conversion.recordings import Ours, Replayed
 from mmjax.data.frames import choose_frames
-from mmjax.data.images import clip_preprocess
+from mmjax.data.images import center_crop
 from mmjax.generate.beam import sums
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.logits import (
@@ -81,4 +81,4 @@ def _choices(config: Mapping) -> dict[str, tuple[int, int]]:
 
 
 def _prepared(picture: np.ndarray, size: int) -> np.ndarray:
-    return clip_preprocess(Image.fromarray(picture), size, is_rounded=True)
+    return center_crop(Image.fromarray(picture), size)

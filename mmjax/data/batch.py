@@ -90,28 +90,30 @@ class Batch:
 def with_pictures(batch: Batch, rows: list[np.ndarray], places: int) -> Batch:
     """``batch`` with still pictures, each a media item of its own: ``rows`` are uint8[n H W 3] with
     n <= ``places``, which is f."""
-    counts = np.array([len(row) for row in rows])
-    index = np.arange(places, dtype=np.int32)
-    item = np.where(index < counts[:, None], index, np.int32(-1))
-    return dataclasses.replace(
-        batch,
-        frames=stack_padded(rows, places),
-        frame_item=item,
-        frame_time=np.full_like(item, -1),
-    )
+    return with_media(batch, [list(row) for row in rows], places, size=rows[0].shape[1])
 
 
-def with_media(batch: Batch, rows: list[list[np.ndarray]], places: int) -> Batch:
-    """``batch`` with pictures and videos: ``rows`` are each row's media in order, uint8[H W 3] a
-    picture, uint8[n H W 3] a video of n frames; ``places`` is f."""
-    frames = [[one if one.ndim == 4 else one[None] for one in row] for row in rows]
-    side = next(one.shape[1:] for row in frames for one in row)
-    none = np.zeros((0, *side), np.uint8)
-    counts = [[len(one) if one.ndim == 4 else None for one in row] for row in rows]
+def with_media(
+    batch: Batch, rows: list[list[np.ndarray]], places: int, *, size: int | None = None
+) -> Batch:
+    """``batch`` with pictures uint8[H W 3] and videos uint8[n H W 3] of n frames.
+
+    Args:
+      rows: of each row its media in order; a video of one frame stays one.
+      places: for frames in each row (f); a picture takes one of them, a video n.
+      size: side of the frames; needed where no row may have any.
+    """
+    counts = [[None if one.ndim == 3 else len(one) for one in row] for row in rows]
     item, time = media_places(counts, places)
-    joined = [np.concatenate([none, *row]) for row in frames]
+    if size is None:
+        size = next(one.shape[-2] for row in rows for one in row)
+    none = np.zeros((0, size, size, 3), np.uint8)
+    frames = [
+        np.concatenate([none, *(one[None] if one.ndim == 3 else one for one in row)])
+        for row in rows
+    ]
     return dataclasses.replace(
-        batch, frames=stack_padded(joined, places), frame_item=item, frame_time=time
+        batch, frames=stack_padded(frames, places), frame_item=item, frame_time=time
     )
 
 
@@ -122,17 +124,16 @@ def media_places(rows: list[list[int | None]], places: int) -> tuple[np.ndarray,
     Raises:
       ValueError: a row has more frames than places.
     """
-    item, time = np.full((2, len(rows), places), -1, np.int32)
+    item, time = (np.full((len(rows), places), -1, np.int32) for _ in range(2))
     for row, counts in enumerate(rows):
-        found = [
-            (number, t)
-            for number, count in enumerate(counts)
-            for t in ((-1,) if count is None else range(count))
-        ]
-        if len(found) > places:
-            raise ValueError(f"row {row} has {len(found)} frames, there are {places} places")
-        item[row, : len(found)] = [number for number, _ in found]
-        time[row, : len(found)] = [t for _, t in found]
+        at = 0
+        for number, count in enumerate(counts):
+            end = at + (1 if count is None else count)
+            if end > places:
+                raise ValueError(f"row {row} of a batch has frames for {end} of {places} places")
+            item[row, at:end] = number
+            time[row, at:end] = -1 if count is None else np.arange(count)
+            at = end
     return item, time
 
 

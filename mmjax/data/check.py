@@ -8,10 +8,11 @@ import grain
 import numpy as np
 
 from mmjax.data.example import BadSample, Example, Media
-from mmjax.data.features import FeatureStore
+from mmjax.data.features import FeatureStore, frame_keys
 from mmjax.data.images import load_image
 from mmjax.data.pipeline import READ_OPTIONS, Pipeline, Word
 from mmjax.data.sequence import PARTS, Lengths
+from mmjax.data.video import prepare_video
 
 LENGTH_HEAD = ("tokens", "50 %", "90 %", "99 %", "longest", "limit")
 
@@ -25,22 +26,24 @@ class Pictures:
         self._reasons: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def check(self, media: Media) -> None:
-        """Raises BadSample where `Pipeline` would."""
+    def check(self, media: Media, num_frames: int = 0) -> None:
+        """Raises BadSample where a `Pipeline` of as many frames of each video would."""
         with self._lock:
             reason = self._reasons.get(media.key)
         if reason is None:
-            reason = self._look(media)
+            reason = self._look(media, num_frames)
             with self._lock:
                 self._reasons[media.key] = reason
         if reason:
             raise BadSample(media.key, None, reason)
 
-    def _look(self, media: Media) -> str:
+    def _look(self, media: Media, num_frames: int) -> str:
         """Why it cannot be used, or nothing."""
         try:
             if self._features is not None:
-                self._features[[media.key]]
+                self._features[frame_keys(media, num_frames)]
+            elif media.is_video:
+                prepare_video(media, 8, count=num_frames)
             else:
                 load_image(media)
         except BadSample as error:
@@ -115,7 +118,9 @@ def check_source(pipeline: Pipeline, pictures: Pictures, *, num_samples: int = 1
     wanted = set(np.linspace(0, len(source) - 1, num_samples, dtype=int).tolist())
 
     def look(record: int) -> tuple[set[str], dict[str, int], CheckedSample | None]:
-        example, encoded, fitted = pipeline.examine(record, pictures.check)
+        example, encoded, fitted = pipeline.examine(
+            record, lambda media: pictures.check(media, pipeline.num_frames)
+        )
         texts = {part: getattr(encoded, part, None) for part in PARTS}
         counts = {
             part: sum(len(segment.ids) for segment in segments)

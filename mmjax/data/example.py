@@ -19,21 +19,21 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """A picture, or a video of which some frames are shown.
+    """A picture, or a video.
 
     Attributes:
-      key: names the picture uniquely within the project's data; stored features are looked up by
-        it.
+      key: names it uniquely within the project's data; stored features are looked up by it.
       data: the file, its encoded bytes, or a function that reads them (raises `BadSample`); None
-        for a picture of which nothing but stored features is there.
+        for one of which nothing but stored features is there. Of a video also its frames, each a
+        picture of its own.
       mirrored: to be flipped left to right after decoding. A mirrored picture needs a key of its
-        own.
-      is_video: of a video as many frames are shown as the system takes, whatever their number in
-        the file.
+        own. Videos are not.
+      is_video: whether some of its frames are shown, in order of time, see `mmjax.data.video`; a
+        picture that moves is shown by its first one.
     """
 
     key: str
-    data: Path | bytes | Callable[[], bytes] | None
+    data: "Path | bytes | Callable[[], bytes] | tuple[Media, ...] | None"
     mirrored: bool = False
     is_video: bool = False
 

@@ -1,4 +1,5 @@
-"""A frozen tower's outputs on disk: one row for each picture, looked up by the picture's key.
+"""A frozen tower's outputs on disk: one row for each picture, looked up by the picture's key, and
+one for each frame that is shown of a video.
 
 A store is a folder. Its features are mapped, not read, so it may be larger than the memory:
 
@@ -48,6 +49,13 @@ def media_of(source: Source) -> Iterator[Media]:
             if media.key not in seen:
                 seen.add(media.key)
                 yield media
+
+
+def frame_keys(media: Media, num_frames: int) -> list[str]:
+    """Of the rows of a picture (one) or a video, of which ``num_frames`` are shown."""
+    if not media.is_video:
+        return [media.key]
+    return [f"{media.key}#{number}" for number in range(num_frames)]
 
 
 class FeatureWriter:
@@ -141,12 +149,14 @@ def compute_features(
     writer: FeatureWriter,
     *,
     batch_size: int,
+    num_frames: int = 0,
 ) -> None:
     """Runs ``tower`` over pictures and hands the rows to ``writer``, a batch at a time.
 
     Args:
       media: the pictures; of two with the same key the second is skipped.
-      load_frame: a picture as uint8[H W 3]; those it raises `BadSample` for are noted as bad.
+      load_frame: a picture as uint8[H W 3], a video as uint8[``num_frames`` H W 3]; those it
+        raises `BadSample` for are noted as bad.
       tower: uint8[b H W 3] -> [b ...] with b = ``batch_size`` always: the last batch is padded, so
         that it is compiled once.
       writer: open.
@@ -162,13 +172,16 @@ def compute_features(
         frames.clear()
 
     for item, frame in _loaded(media, load_frame, ahead=2 * batch_size):
+        names = frame_keys(item, num_frames)
         if isinstance(frame, BadSample):
-            writer.add_bad(item.key, str(frame))
+            for name in names:
+                writer.add_bad(name, str(frame))
             continue
-        keys.append(item.key)
-        frames.append(frame)
-        if len(keys) == batch_size:
-            run()
+        for name, one in zip(names, frame if item.is_video else [frame], strict=True):
+            keys.append(name)
+            frames.append(one)
+            if len(keys) == batch_size:
+                run()
     if keys:
         run()
 

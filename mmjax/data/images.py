@@ -2,9 +2,9 @@
 
     preparation   what is kept                              of whom
     clip          the middle, sides in proportion           CLIP; LMEye
+    center        the same, its offset rounded              torchvision; Lynx
     squash        everything, sides not in proportion       LAVIS in evaluation; MiniGPT-4, Cheetor
     crop          a random part, nearly in proportion       LAVIS in training; the same two
-    center        as clip, the middle rounded, not cut      torchvision's CenterCrop; Lynx
 
 Whatever is wrong with a picture comes out as `BadSample`, which names the file and the cause;
 nothing here changes Pillow's global settings. Channels are treated as the original projects treat
@@ -28,7 +28,7 @@ from mmjax.data.example import BadSample, Media
 
 T = TypeVar("T")
 
-PREPARATIONS = ("clip", "squash", "crop", "center")
+PREPARATIONS = ("clip", "center", "squash", "crop")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 2**20
@@ -45,30 +45,75 @@ def load_image(media: Media) -> Image.Image:
     """Decodes a picture (of an animation, the first frame), upright and in RGB.
 
     Raises:
-      BadSample: it is missing, too large, too small, of another format, or broken.
+      BadSample: it is missing, too large, too small, of another format, broken, or a video.
     """
-    name = str(media.data) if isinstance(media.data, Path) else media.key
-    data = _read(media.data, name)
+    name = name_of(media)
+    if media.is_video:
+        raise BadSample(name, None, "a video stands where a picture is wanted")
+    image = decoded(open_image(media), name)
+    return ImageOps.mirror(image) if media.mirrored else image
+
+
+def open_image(media: Media) -> Image.Image:
+    """A picture of which the header has been read, and found to be within limits.
+
+    Raises:
+      BadSample: it is missing, too large, too small, or of another format.
+    """
+    name = name_of(media)
+    data = read(media.data, name)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
     except _DECODER_ERRORS as error:
         raise BadSample(
-            name, None, f"no readable {', '.join(FORMATS)} picture ({_say(error)})"
+            name, None, f"no readable {', '.join(FORMATS)} picture ({say(error)})"
         ) from error
-    width, height = image.size
+    check_size(*image.size, name)
+    return image
+
+
+def decoded(image: Image.Image, name: str, frame: int = 0) -> Image.Image:
+    """A picture that was opened, or a frame of it, upright and in RGB.
+
+    Raises:
+      BadSample: it is broken, or has no such frame.
+    """
+    try:
+        image.seek(frame)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise BadSample(
+            name, None, f"the picture is damaged or cut short ({say(error)})"
+        ) from error
+
+
+def num_frames(image: Image.Image, name: str) -> int:
+    """Of a picture that was opened; 1 if it does not move.
+
+    Raises:
+      BadSample: it is broken.
+    """
+    try:
+        return getattr(image, "n_frames", 1)
+    except _DECODER_ERRORS as error:
+        raise BadSample(
+            name, None, f"the animation is damaged or cut short ({say(error)})"
+        ) from error
+
+
+def name_of(media: Media) -> str:
+    """Its file or, where it has none, its key; for messages."""
+    return str(media.data) if isinstance(media.data, Path) else media.key
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Raises BadSample for a picture that is too large or too small to be decoded."""
     if width * height > MAX_PIXELS:
         raise BadSample(
             name, None, f"{width}x{height} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million"
         )
     if min(width, height) < MIN_SIDE:
         raise BadSample(name, None, f"{width}x{height} pixels; each side needs at least {MIN_SIDE}")
-    try:
-        image = _to_rgb(ImageOps.exif_transpose(image))
-    except _DECODER_ERRORS as error:
-        raise BadSample(
-            name, None, f"the picture is damaged or cut short ({_say(error)})"
-        ) from error
-    return ImageOps.mirror(image) if media.mirrored else image
 
 
 def prepare(
@@ -85,9 +130,17 @@ def prepare(
       ValueError: no such preparation; ``crop`` without ``draw``.
     """
     check_preparation(preparation)
-    image = load_image(media)
-    if preparation in ("clip", "center"):
-        return clip_preprocess(image, size, is_rounded=preparation == "center")
+    return prepared(load_image(media), size, preparation, draw)
+
+
+def prepared(
+    image: Image.Image, size: int, preparation: str, draw: np.random.Generator | None = None
+) -> np.ndarray:
+    """`prepare`, of a picture that is decoded."""
+    if preparation == "clip":
+        return clip_preprocess(image, size)
+    if preparation == "center":
+        return center_crop(image, size)
     if preparation == "squash":
         return squash(image, size)
     if draw is None:
@@ -132,24 +185,39 @@ def crop_box(width: int, height: int, draw: np.random.Generator) -> tuple[int, i
     return left, top, left + w, top + h
 
 
-def clip_preprocess(image: Image.Image, size: int, *, is_rounded: bool = False) -> np.ndarray:
+def clip_preprocess(image: Image.Image, size: int) -> np.ndarray:
     """What CLIP's image processor does before it scales: uint8[size size 3].
 
     The short side becomes ``size`` (bicubic); the long side and the crop's offset are rounded down,
-    as there; with ``is_rounded`` the offset is rounded to the nearest, halves to even numbers, as
-    torchvision's `CenterCrop` does. `mmjax.models.clip` scales and normalises on the device.
+    as there. `mmjax.models.clip` scales and normalises on the device.
     """
+    resized = _short_side(image, size)
+    return _cut(resized, size, *((side - size) // 2 for side in resized.size))
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """As torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` make it: uint8[size size
+    3]. Unlike CLIP's, its offset is rounded to the nearest whole number, halves to the even one
+    (Lynx reference, section 2)."""
+    resized = _short_side(image, size)
+    return _cut(resized, size, *(round((side - size) / 2) for side in resized.size))
+
+
+def _short_side(image: Image.Image, size: int) -> Image.Image:
+    """Its short side ``size``, its long side in proportion, rounded down."""
     width, height = image.size
     long = int(size * max(width, height) / min(width, height))
     resized = (size, long) if width <= height else (long, size)
-    if resized != image.size:
-        image = image.resize(resized, Image.Resampling.BICUBIC)
-    half = (lambda excess: round(excess / 2)) if is_rounded else (lambda excess: excess // 2)
-    left, top = (half(side - size) for side in resized)
+    return image if resized == image.size else image.resize(resized, Image.Resampling.BICUBIC)
+
+
+def _cut(image: Image.Image, size: int, left: int, top: int) -> np.ndarray:
     return np.asarray(image)[top : top + size, left : left + size].copy()
 
 
-def _read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
+def read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
+    """The encoded bytes of a picture called ``name``; raises BadSample if there are none, or too
+    many."""
     if data is None:
         raise BadSample(
             name,
@@ -163,7 +231,7 @@ def _read(data: Path | bytes | Callable[[], bytes] | None, name: str) -> bytes:
         elif callable(data):
             data = data()
     except (OSError, ValueError) as error:  # ValueError: a null character in a path
-        raise BadSample(name, None, f"the file cannot be read ({_say(error)})") from error
+        raise BadSample(name, None, f"the file cannot be read ({say(error)})") from error
     return _within_limit(data, len(data), name)
 
 
@@ -190,7 +258,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _say(error: Exception) -> str:
+def say(error: Exception) -> str:
+    """A decoder's error in words."""
     if isinstance(error, UnidentifiedImageError):  # its text has an address of the memory
         return "its beginning is none of theirs"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -15,17 +15,19 @@ from typing import Literal
 import grain
 import numpy as np
 
-from mmjax.data.batch import Batch, Sequence, stack_padded, with_pictures, with_slot
+from mmjax.data.batch import Batch, Sequence, media_places, stack_padded, with_media, with_slot
 from mmjax.data.example import BadSample, Example, Media
-from mmjax.data.features import FeatureStore
+from mmjax.data.features import FeatureStore, frame_keys
 from mmjax.data.images import check_preparation, prepare
 from mmjax.data.mixture import weighted_order
 from mmjax.data.sequence import PARTS, Lengths, Overlong, assemble, fit
 from mmjax.data.sources import Source
 from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.video import prepare_video
 
 _ATTEMPTS = 32  # replacements tried for one row
+FRAME_CHOICES = ("first", "random")
 _MIN_BAD = 100  # bad records that any data set may have, unless they are more than half of it
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
@@ -37,6 +39,8 @@ class Pipeline:
       source: as given.
       tokenizer: as given.
       lengths: as given.
+      num_frames: as given.
+      weights: as given; empty if none are.
       max_bad: how many records may be bad.
       quarantine: bad and overlong records met so far, each once, as ``{source, row, id, reason}``;
         and ``step``, counted from 1, of the first batch that needed them.
@@ -54,6 +58,8 @@ class Pipeline:
         image_size: int | None = None,
         pictures: int = 1,
         preparation: str = "clip",
+        num_frames: int = 0,
+        frame_choice: Literal["first", "random"] | None = None,
         features: FeatureStore | None = None,
         weights: Mapping[str, float] | None = None,
         overlong: Literal["drop", "truncate_text", "error"] = "drop",
@@ -71,10 +77,14 @@ class Pipeline:
           batch_size: rows of the global batch, over all hosts.
           seed: of the order.
           image_size: side of the square frames; needed for pictures unless ``features`` are given.
-          pictures: places for them in each row (f); rows with fewer are filled up, rows with more
-            are overlong.
+          pictures: places for them in each row (f), and for the frames of videos; rows with fewer
+            are filled up, rows with more are overlong.
           preparation: how frames are made of pictures, see `mmjax.data.images`. What ``crop`` keeps
             depends on ``seed`` and the row's position in the order alone; it is for training.
+          num_frames: that are shown of each video; 0 where there are none.
+          frame_choice: which, see `mmjax.data.frames`: the first of each segment, or a random one,
+            which depends on what a crop does. By default random in training, but for stored
+            features.
           features: in place of frames.
           weights: sampling weight of each kind of record, see `weighted_order`; None takes all
             alike.
@@ -104,16 +114,31 @@ class Pipeline:
                 "preparation 'crop' shows another part of a picture each time: it does not go with "
                 "stored features, nor with questions to be scored (give 'clip' or 'squash')"
             )
+        if frame_choice not in (None, *FRAME_CHOICES):
+            raise ValueError(
+                f"frame_choice must be {' or '.join(FRAME_CHOICES)}, got {frame_choice!r}"
+            )
+        if num_frames and (preparation == "crop" or (frame_choice == "random" and features)):
+            raise ValueError(
+                "videos are shown whole and, from stored features, by the first frames of their "
+                "segments: give another preparation than 'crop', and no frame_choice='random'"
+            )
         self.source, self.tokenizer = source, tokenizer
         self._template, self.lengths = template, lengths
         self._batch_size, self._image_size, self._features = batch_size, image_size, features
         self._pictures, self._preparation, self._seed = pictures, preparation, seed
+        self.num_frames, self.weights = num_frames, dict(weights or {})
+        by_chance = "first" if generating or features is not None else "random"
+        self._draws_frames = (frame_choice or by_chance) == "random"
         self._overlong, self._generating = overlong, generating
         self._host = host
         in_order = grain.MapDataset.range(len(source)).repeat()
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
         self.max_bad = bad_limit(len(source), max_bad_fraction)
         self._bad: dict[int, dict[str, str | int]] = {}
+        self._others: dict[
+            int, int
+        ] = {}  # position -> the record that was shown in place of its own
         self._lock = threading.Lock()
 
     def order_hash(self, num_steps: int) -> str:
@@ -133,6 +158,19 @@ class Pipeline:
     def quarantine(self) -> list[dict[str, str | int]]:
         with self._lock:
             return list(self._bad.values())
+
+    def drawn(self, step: int) -> dict[str, int]:
+        """How many of this host's rows of a batch that it has given came from records of each kind;
+        empty without weights."""
+        if not self.weights:
+            return {}
+        counts: dict[str, int] = {}
+        for position in self._share(step, self._batch_size):
+            with self._lock:
+                record = self._others.get(position)
+            kind = self.source.kinds[self._order[position] if record is None else record]
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
 
     def batch_at(self, step: int) -> Batch:
         """This host's rows of the global batch of ``step``, counted from 0.
@@ -212,6 +250,9 @@ class Pipeline:
             record = self._order[other if attempt else position]
             row = self._loaded_or_reason(record, position)
             if isinstance(row, _Row):
+                if attempt:
+                    with self._lock:
+                        self._others[position] = record
                 return row
             if len(self._bad) > self.max_bad:
                 raise self._too_bad(
@@ -225,7 +266,7 @@ class Pipeline:
         example = None
         try:
             example = self.source[record]
-            return self._load(example, position)
+            return self._load(example, record, position)
         except BadSample as error:
             if self._overlong == "error" and isinstance(error, Overlong):
                 raise
@@ -274,12 +315,17 @@ class Pipeline:
             raise ValueError(
                 f"{self.source.name} has pictures: give image_size, or features computed before"
             )
+        if not self.num_frames and any(media.is_video for media in encoded.media):
+            raise ValueError(
+                f"{self.source.name} has videos: say how many frames of each in data.num_frames"
+            )
         return fit(
             encoded,
             self.lengths,
             name=example.id,
             truncate_text=self._overlong == "truncate_text",
             pictures=self._pictures,
+            num_frames=self.num_frames,
         )
 
     @property
@@ -287,18 +333,24 @@ class Pipeline:
         """Whether rows have places for pictures."""
         return self._image_size is not None or self._features is not None
 
-    def _load(self, example: Example, position: int | None) -> "_Row":
+    def _load(self, example: Example, record: int, position: int | None) -> "_Row":
         encoded = self._template.encode(example, self.tokenizer, generating=self._generating)
         encoded = self._fit(encoded, example)
         if not self._sees:
             return _Row(example, encoded, None)
         if self._features is not None:
-            return _Row(example, encoded, self._features[[media.key for media in encoded.media]])
+            keys = [key for media in encoded.media for key in frame_keys(media, self.num_frames)]
+            return _Row(example, encoded, self._features[keys])
         size, how = self._image_size, self._preparation
-        draw = np.random.default_rng([self._seed, position]) if how == "crop" else None
-        frames = [prepare(media, size, how, draw) for media in encoded.media]
-        none = np.zeros((0, size, size, 3), np.uint8)
-        return _Row(example, encoded, np.stack(frames) if frames else none)
+        draw = np.random.default_rng([self._seed, record if position is None else position])
+        of_video = dict(count=self.num_frames, draw=draw if self._draws_frames else None)
+        frames = [
+            prepare_video(media, size, how, **of_video)
+            if media.is_video
+            else prepare(media, size, how, draw)
+            for media in encoded.media
+        ]
+        return _Row(example, encoded, frames)
 
     def _batch(self, rows: list["_Row"], row_id: range | list[int]) -> Batch:
         encoded = self._template.together([row.encoded for row in rows])
@@ -308,9 +360,14 @@ class Pipeline:
             return batch
         batch = self._with_media_slots(batch, encoded)
         pictures = [row.pictures for row in rows]
-        if self._features is not None:
-            return dataclasses.replace(batch, features=stack_padded(pictures, self._pictures))
-        return with_pictures(batch, pictures, self._pictures)
+        if self._features is None:
+            return with_media(batch, pictures, self._pictures, size=self._image_size)
+        batch = dataclasses.replace(batch, features=stack_padded(pictures, self._pictures))
+        if not self.num_frames:  # each place is a picture's
+            return batch
+        counts = [[self.num_frames if m.is_video else None for m in row.media] for row in encoded]
+        item, time = media_places(counts, self._pictures)
+        return dataclasses.replace(batch, frame_item=item, frame_time=time)
 
     def _with_media_slots(self, batch: Batch, rows: list[Encoded]) -> Batch:
         """``batch`` with slots for pictures even if no row here has one: its structure must not
@@ -346,11 +403,12 @@ def bad_limit(num_records: int, fraction: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A loaded record; pictures are frames uint8[n H W 3], features [n ...], or None."""
+    """A loaded record; pictures are uint8[H W 3] of each, of videos uint8[n H W 3]; or features
+    [n ...] of all of them; or None."""
 
     example: Example
     encoded: Encoded
-    pictures: np.ndarray | None
+    pictures: list[np.ndarray] | np.ndarray | None
 
 
 def describe(batch: Batch, row: int, tokenizer: Tokenizer) -> str:

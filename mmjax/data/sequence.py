@@ -40,8 +40,10 @@ def fit(
     name: str,
     truncate_text: bool = False,
     pictures: int | None = None,
+    num_frames: int = 0,
 ) -> Encoded:
-    """``encoded`` if it fits ``lengths`` and has no more than ``pictures`` (None: any number).
+    """``encoded`` if it fits ``lengths`` and has no more than ``pictures`` (None: any number), a
+    video being ``num_frames`` of them.
 
     With ``truncate_text``, the end of the longest run of plain text is cut from a text that is too
     long: never a slot, never a token to be predicted, never the whole run.
@@ -61,8 +63,11 @@ def fit(
             limits = ["the limits in data.lengths"]
         changed[part] = shorter
     remedy = "there is too little plain text to cut; " if problems and truncate_text else ""
-    if pictures is not None and (found := len(encoded.media)) > pictures:
-        problems.append(f"it has {found} pictures, data.pictures is {pictures}")
+    found = sum(num_frames if media.is_video else 1 for media in encoded.media)
+    if pictures is not None and found > pictures:
+        videos = any(media.is_video for media in encoded.media)
+        what = f"{'frames and ' if videos else ''}pictures"
+        problems.append(f"it has {found} {what}, data.pictures is {pictures}")
         limits.append("data.pictures")
     if problems:
         raise Overlong(

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from mmjax.data.batch import Batch, with_pictures
-from mmjax.data.example import BadSample, Example
+from mmjax.data.batch import Batch, with_media
+from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.images import prepare
 from mmjax.data.sequence import PARTS, Lengths, assemble
 from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.video import prepare_video
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.ending import Ending
 from mmjax.generate.generator import Generator
@@ -31,18 +32,20 @@ BUCKET = 16  # texts are padded to a multiple
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """An example that is ready to be asked: its texts, and its pictures uint8[f H W 3]."""
+    """An example that is ready to be asked: its texts, and its pictures uint8[H W 3] and videos
+    uint8[n H W 3] in order."""
 
     encoded: Encoded
-    frames: np.ndarray
+    frames: list[np.ndarray]
 
     @property
     def bucket(self) -> tuple[int, ...]:
-        """What prompts of one batch have in common: padded lengths, number of pictures."""
+        """What prompts of one batch have in common: padded lengths, number of frames."""
         lengths = (
             sum(len(segment.ids) for segment in getattr(self.encoded, part) or ()) for part in PARTS
         )
-        return (*(-(-length // BUCKET) * BUCKET for length in lengths), len(self.frames))
+        f = sum(len(frames) if frames.ndim == 4 else 1 for frames in self.frames)
+        return (*(-(-length // BUCKET) * BUCKET for length in lengths), f)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Answerer:
         *,
         image_size: int,
         preparation: str = "clip",
+        num_frames: int = 0,
         mesh: jax.sharding.Mesh,
         batch_size: int = 1,
     ):
@@ -78,11 +82,13 @@ class Answerer:
           config: how to decode.
           image_size: side of the square that pictures become, in pixels.
           preparation: how they become it, see `mmjax.data.images`.
+          num_frames: that it is shown of a video, the same ones always; 0 if it takes none.
           mesh: where ``params`` live.
           batch_size: prompts that are answered at once.
         """
         self._params, self._tokenizer, self._template = params, tokenizer, template
         self._image_size, self._preparation, self._mesh = image_size, preparation, mesh
+        self._num_frames = num_frames
         self._ending = Ending(tokenizer, template)
         self.config = self._ending.applied(config)
         self._generator = Generator(system, self.config)
@@ -98,11 +104,7 @@ class Answerer:
             prompt that leaves no room for an answer.
         """
         encoded = self._template.encode(example, self._tokenizer, generating=True)
-        length = sum(
-            len(segment.ids)
-            for part in ("prefix", "target")
-            for segment in getattr(encoded, part) or ()
-        )
+        length = _length(encoded)
         if length + self.config.max_new_tokens > self._max_positions:
             raise BadSample(
                 example.id,
@@ -111,11 +113,18 @@ class Answerer:
                 f"(max_new_tokens) that is more than the model's {self._max_positions} positions: "
                 "shorten it, or lower max_new_tokens",
             )
-        size = self._image_size
-        frames = [prepare(media, size, self._preparation) for media in encoded.media]
-        return Prompt(
-            encoded, np.stack(frames) if frames else np.zeros((0, size, size, 3), np.uint8)
-        )
+        return Prompt(encoded, [self._look(media) for media in encoded.media])
+
+    def room(self, prompt: Prompt) -> int:
+        """How many more tokens ``prompt`` could have."""
+        return self._max_positions - self.config.max_new_tokens - _length(prompt.encoded)
+
+    def _look(self, media: Media) -> np.ndarray:
+        if not media.is_video:
+            return prepare(media, self._image_size, self._preparation)
+        if not self._num_frames:
+            raise BadSample(media.key, None, "a video; this model was trained on pictures alone")
+        return prepare_video(media, self._image_size, self._preparation, count=self._num_frames)
 
     def answer(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Answer]:
         """The answers, in order; ``seeds`` are those of the prompts' draws."""
@@ -173,5 +182,11 @@ class Answerer:
         texts = assemble([prompt.encoded for prompt in prompts], lengths, self._tokenizer.pad_id)
         batch = Batch(np.array(seeds, np.int32), texts[2], texts[0], texts[1])
         if f:
-            batch = with_pictures(batch, [prompt.frames for prompt in prompts], f)
+            batch = with_media(batch, [prompt.frames for prompt in prompts], f)
         return jax.tree.map(lambda x: place(x, rows_sharding(self._mesh)), batch)
+
+
+def _length(encoded: Encoded) -> int:
+    """Of what comes before the answer."""
+    parts = (getattr(encoded, part) or () for part in ("prefix", "target"))
+    return sum(len(segment.ids) for part in parts for segment in part)

@@ -13,11 +13,13 @@ import jax
 
 from mmjax.data.example import BadSample, Example, Media, Text, Turn
 from mmjax.data.images import load_image
+from mmjax.data.video import prepare_video
 from mmjax.generate.answer import Answer, Answerer, Prompt
-from mmjax.generate.question import last_question, picture, row_seed
+from mmjax.generate.question import last_question, picture, row_seed, video
 
 HELP = """\
 /image FILE   add a picture to the next message, as often as needed
+/video FILE   add a video
 /reset        forget the conversation and its pictures
 /help         this
 /quit         end, as does Ctrl-D; Ctrl-C stops an answer"""
@@ -101,8 +103,8 @@ class Conversation:
         if not command.startswith("/"):
             if command:
                 self._ask(f"{command} {rest}".strip())
-        elif command == "/image":
-            self._add(rest)
+        elif command in ("/image", "/video"):
+            self._add(command, rest)
         elif command == "/reset":
             self._turns, self._pictures = [], []
             self.say("(a new conversation)")
@@ -111,18 +113,22 @@ class Conversation:
         else:
             self.say(f"(no command {command}; /help lists those there are)")
 
-    def _add(self, given: str) -> None:
+    def _add(self, command: str, given: str) -> None:
+        kind = "video" if command == "/video" else "picture"
         quoted = len(given) > 1 and given[0] == given[-1] and given[0] in "'\""
         path = given[1:-1] if quoted else given
         if not path:
-            return self.say("(which picture? /image FILE)")
-        media = picture(Path(path).expanduser())
+            return self.say(f"(which {kind}? {command} FILE)")
+        media = (video if kind == "video" else picture)(Path(path).expanduser())
         try:
-            load_image(media)
-        except BadSample as error:
+            if media.is_video:
+                prepare_video(media, 8, count=1)
+            else:
+                load_image(media)
+        except (BadSample, ModuleNotFoundError) as error:
             return self.say(f"(not added: {_in_one_line(error)})")
         self._pictures.append(media)
-        self.say(f"(picture {len(self._pictures)} of the next message: {path})")
+        self.say(f"({kind} {len(self._pictures)} of the next message: {path})")
 
     def _ask(self, message: str) -> None:
         """A message that is not answered leaves no trace, and neither do its pictures."""
@@ -137,7 +143,7 @@ class Conversation:
                 said.append(piece)
                 self._out.write(piece)
                 self._out.flush()
-        except BadSample as error:
+        except (BadSample, ModuleNotFoundError) as error:
             remedy = "; /reset starts a new conversation" if self._turns else ""
             return self.say(f"(left out, pictures too: {_in_one_line(error)}{remedy})")
         except KeyboardInterrupt:
@@ -148,7 +154,7 @@ class Conversation:
             self._turns += [turn, Turn("assistant", (Text("".join(said)),))]
 
 
-def _in_one_line(error: BadSample) -> str:
+def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from absl import flags
 
 from mmjax.generate.config import RULES, GenerationConfig
+from mmjax.generate.tasks import TASKS
 
 _HELP = dict(
     max_new_tokens="tokens of an answer at most",
@@ -32,7 +33,14 @@ flags.disclaim_key_flags()
 
 
 def define_decoding(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Flags with the names and defaults of `GenerationConfig`."""
+    """Flags with the names and defaults of `GenerationConfig`, and one for a task of a paper."""
+    flags.DEFINE_enum(
+        "decoding_task",
+        None,
+        [*TASKS],
+        "decode as a paper does for this task, but for the settings that are given",
+        flag_values=values,
+    )
     fields = {field.name: field for field in dataclasses.fields(GenerationConfig)}
     plain = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     choices = {"early_stopping": [*_STOPPING], "rules": [*RULES]}
@@ -54,7 +62,7 @@ def define_decoding(values: flags.FlagValues = flags.FLAGS) -> None:
 def decoding(
     values: flags.FlagValues = flags.FLAGS, *, base: GenerationConfig | None = None
 ) -> GenerationConfig:
-    """``base`` with the settings that were given on the command line.
+    """``base``, or the task that was named, with the settings that were given on the command line.
 
     Raises:
       ValueError: lists all that is wrong with them.
@@ -62,4 +70,6 @@ def decoding(
     given = {name: values[name].value for name in _HELP if values[name].present}
     if "early_stopping" in given:
         given["early_stopping"] = _STOPPING[given["early_stopping"]]
+    if (task := values["decoding_task"].value) is not None:
+        base = GenerationConfig(**TASKS[task])
     return dataclasses.replace(base or GenerationConfig(), **given)

@@ -16,8 +16,8 @@ def from_command_line(
     *,
     instead: Sequence[str] = (),
 ) -> Example | None:
-    """One user's turn of ``text=...`` and ``image=FILE`` in the order given, or of the short form:
-    a picture, a text, or a picture and then a text.
+    """One user's turn of ``text=...``, ``image=FILE`` and ``video=FILE`` in the order given, or of
+    the short form: a picture, a text, or a picture and then a text.
 
     Args:
       instead: flags of other ways to ask that were given; with one of them, the result is None.
@@ -36,14 +36,18 @@ def from_command_line(
         return None
     if not parts and not short:
         raise ValueError(
-            "nothing is asked: give --part (text=... or image=FILE, as often as needed), or "
-            "--image and --question, or --jsonl, or --chat"
+            "nothing is asked: give --part (text=..., image=FILE or video=FILE, as often as "
+            "needed), or --image and --question, or --jsonl, or --chat"
         )
     return Example("the question", (Turn("user", tuple(map(_part, parts or short))),))
 
 
 def picture(path: str | Path) -> Media:
     return Media(str(path), Path(path))
+
+
+def video(path: str | Path) -> Media:
+    return Media(str(path), Path(path), is_video=True)
 
 
 def last_question(dialogue: Example, *, takes_history: bool) -> Example:
@@ -70,8 +74,9 @@ def row_seed(seed: int, row: int) -> int:
 
 def _part(given: str) -> Text | Media:
     kind, equals, value = given.partition("=")
-    if not equals or kind not in ("text", "image"):
-        raise ValueError(f"--part {given!r:.60}: expected text=... or image=FILE")
+    made = {"text": Text, "image": picture, "video": video}
+    if not equals or kind not in made:
+        raise ValueError(f"--part {given!r:.60}: expected text=..., image=FILE or video=FILE")
     if not value:
         raise ValueError(f"an empty {kind} is asked about: there is nothing after the =")
-    return Text(value) if kind == "text" else picture(value)
+    return made[kind](value)

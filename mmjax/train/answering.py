@@ -22,12 +22,14 @@ class Model:
       template: how it is asked.
       image_size: side of its pictures in pixels; 0 if it takes none.
       preparation: how they are made square.
+      num_frames: that it is shown of a video; 0 if it takes none.
     """
 
     run: Run
     template: Template
     image_size: int
     preparation: str
+    num_frames: int = 0
 
     def answerer(self, config: GenerationConfig, batch_size: int = 1) -> Answerer:
         """Asks it by these settings."""
@@ -39,13 +41,15 @@ class Model:
             config,
             image_size=self.image_size,
             preparation=self.preparation,
+            num_frames=self.num_frames,
             mesh=self.run.mesh,
             batch_size=batch_size,
         )
 
     def identity(self) -> dict[str, Any]:
         """Tells it from any other model, wherever its files are; reads every parameter."""
-        return dict(
+        videos = dict(num_frames=self.num_frames) if self.num_frames else {}
+        return videos | dict(
             parameters=params_hash(self.run.params),
             tokenizer=self.run.tokenizer.fingerprint,
             template=to_json(self.template),
@@ -73,4 +77,4 @@ def load_model(workdir: Path, stage: str | None = None, *, asked: Example | None
     preparation = data.get("preparation", "clip")
     if preparation == "crop":  # random, for training
         preparation = run.system.preparation
-    return Model(run, template, data.get("image_size", 0), preparation)
+    return Model(run, template, data.get("image_size", 0), preparation, data.get("num_frames", 0))

@@ -96,6 +96,8 @@ def make_pipeline(data: dict, template: dict, tokenizer: Tokenizer, **settings) 
         image_size=data.get("image_size"),
         pictures=data.get("pictures", 1),
         preparation=data.get("preparation", "clip"),
+        num_frames=data.get("num_frames", 0),
+        frame_choice=data.get("frame_choice"),
         weights=data.get("weights"),
         overlong=data.get("overlong", "drop"),
         **settings,

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmjax.data.images import PREPARATIONS
+from mmjax.data.pipeline import FRAME_CHOICES
 from mmjax.data.sources.mixture import part_problem
 from mmjax.data.templates import from_json, to_json
 from mmjax.train import origin
@@ -19,11 +20,14 @@ STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
     "eval save_every keep_checkpoints label_smoothing"
 ).split()
-DATA = "source split options lengths image_size pictures preparation weights overlong".split()
+DATA = (
+    "source split options lengths image_size pictures preparation num_frames frame_choice weights "
+    "overlong"
+).split()
 QUESTIONS = "data template batch_size max_new_tokens".split()
 # Section -> what a command line may give although the config's file leaves it to its default.
 OPTIONAL = {
-    "data": "image_size pictures preparation overlong".split(),
+    "data": "image_size pictures preparation num_frames frame_choice overlong".split(),
     "optimizer": list(OptimizerConfig.__dataclass_fields__),
 }
 
@@ -169,6 +173,7 @@ def _picture_problems(name: str, data: dict, *, is_trained: bool, features: str)
             f"{name}.pictures is {pictures!r}, it must be a whole number, at least 0: places for "
             "the pictures of a row"
         )
+    problems += _video_problems(name, data, features=features)
     if preparation not in PREPARATIONS:
         problems.append(
             f"{name}.preparation is {preparation!r}, it must be one of {', '.join(PREPARATIONS)}"
@@ -183,6 +188,37 @@ def _picture_problems(name: str, data: dict, *, is_trained: bool, features: str)
             f"{name}.preparation is 'crop', which shows another part of a picture each time, so "
             f"that features (now {features!r}) cannot be stored; give --config.features=step, or "
             "squash or clip in place of crop"
+        )
+    return problems
+
+
+def _video_problems(name: str, data: dict, *, features: str) -> list[str]:
+    problems = []
+    pictures, frames = data.get("pictures", 1), data.get("num_frames", 0)
+    if not isinstance(frames, int) or frames < 0:
+        return [
+            f"{name}.num_frames is {frames!r}, it must be a whole number, at least 0: frames that "
+            "are shown of each video"
+        ]
+    if isinstance(pictures, int) and 0 <= pictures < frames:
+        problems.append(
+            f"{name}.num_frames is {frames}, but rows have places for {pictures} frames and "
+            f"pictures; give --config.{name}.pictures={frames}"
+        )
+    choice = data.get("frame_choice")
+    if choice not in (None, *FRAME_CHOICES):
+        problems.append(
+            f"{name}.frame_choice is {choice!r}, it must be one of {', '.join(FRAME_CHOICES)}"
+        )
+    if frames and choice == "random" and features != "step":
+        problems.append(
+            f"{name}.frame_choice is 'random', so that features (now {features!r}) cannot be "
+            "stored; give --config.features=step"
+        )
+    if frames and data.get("preparation") == "crop":
+        problems.append(
+            f"{name}.preparation is 'crop', but videos are shown whole; give "
+            f"--config.{name}.preparation=center"
         )
     return problems
 

@@ -10,6 +10,7 @@ import numpy as np
 from mmjax.data.features import FeatureStore, FeatureWriter, compute_features, media_of
 from mmjax.data.images import prepare
 from mmjax.data.sources import make_source
+from mmjax.data.video import prepare_video
 from mmjax.nn.param import Params, specs
 from mmjax.parallel.distributed import first_says, story_folder, wait_for_all
 from mmjax.parallel.mesh import make_mesh
@@ -113,7 +114,7 @@ def _compute(
             f"{config['system']} has no frozen tower to store features of; "
             "set config.features = 'step'"
         )
-    size, preparation = _pictures(config)
+    size, preparation, num_frames = _pictures(config)
     sources = [
         make_source(data["source"], data["split"], **data.get("options", {}))
         for data in _data(config).values()
@@ -133,22 +134,28 @@ def _compute(
     ):
         compute_features(
             itertools.chain.from_iterable(media_of(source) for source in sources),
-            lambda item: prepare(item, size, preparation),
+            lambda item: (
+                prepare_video(item, size, preparation, count=num_frames)
+                if item.is_video
+                else prepare(item, size, preparation)
+            ),
             features,
             writer,
             batch_size=tower.batch_size,
+            num_frames=num_frames,
         )
     wait_for_all("the features")
 
 
 def _fingerprint(tower: Tower, params: Params, config: dict) -> dict[str, str]:
     """All that a picture's features depend on, but for rounding."""
-    size, preparation = _pictures(config)
-    said = {"clip": "CLIP's preparation", "squash": "squashed", "center": "centre cut"}[preparation]
-    return {
+    size, preparation, num_frames = _pictures(config)
+    said = {"clip": "CLIP's preparation", "center": "center crop", "squash": "squashed"}
+    videos = {"videos": f"{num_frames} frames"} if num_frames else {}
+    return videos | {
         "weights": params_hash({path: params[path] for path in tower.paths}),
         "computation": str(tower.system.dtype),
-        "pictures": f"{said}, {size}x{size}",
+        "pictures": f"{said[preparation]}, {size}x{size}",
     }
 
 
@@ -163,16 +170,16 @@ def _made_by(tower: Tower) -> dict[str, str | int]:
     )
 
 
-def _pictures(config: dict) -> tuple[int, str]:
-    """(size, preparation), which must be the same ones in all sections."""
+def _pictures(config: dict) -> tuple[int, str, int]:
+    """(size, preparation, frames of a video), which must be the same ones in all sections."""
     found = {
-        name: (data["image_size"], data.get("preparation", "clip"))
+        name: (data["image_size"], data.get("preparation", "clip"), data.get("num_frames", 0))
         for name, data in _data(config).items()
     }
     if len(set(found.values())) != 1:
         raise ValueError(
-            "stored features need one image_size and one preparation in all data sections, they "
-            f"have {found}; set them alike, or config.features = 'step'"
+            "stored features need one image_size, preparation and num_frames in all data sections, "
+            f"they have {found}; set them alike, or config.features = 'step'"
         )
     return next(iter(found.values()))
 

@@ -26,6 +26,7 @@ from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
 from mmjax.train.build import Run, build
 from mmjax.train.check import open_sources
 from mmjax.train.checkpoint import Checkpointer, read_trainable
+from mmjax.train.contributions import Contributions
 from mmjax.train.evaluation import evaluate
 from mmjax.train.features import picture_features
 from mmjax.train.final import final_test
@@ -183,9 +184,13 @@ def _train_stage(stage: _Stage, params: Params) -> Params:
                 state, meta = _restore(checkpointer, state)
                 print(f"Stage {stage.name} goes on after step {first}")
                 _evaluate_if_missed(stage, frozen | state.trainable, first)
-            meter = Meter(meta["since_log"])
-            state = _steps(stage, state, frozen, step_fn, pipeline, checkpointer, meter, rate)
+            meter, given = Meter(meta["since_log"]), Contributions(pipeline, meta.get("rows", {}))
+            state = _steps(
+                stage, state, frozen, step_fn, pipeline, checkpointer, meter, given, rate
+            )
             checkpointer.wait()
+            if pipeline.weights:
+                print(f"\nWhat stage {stage.name} was trained on\n\n{given.table()}")
         except ValueError:  # there may be too many: then all of them are worth a look
             stage.bad_samples.note(stage.name, steps, pipeline.quarantine)
             raise
@@ -202,6 +207,7 @@ def _steps(
     pipeline: Pipeline,
     checkpointer: Checkpointer,
     meter: Meter,
+    given: Contributions,
     rate: Schedule,
 ) -> TrainState:
     """From the state's step to the stage's last: step, log, save, evaluate."""
@@ -220,16 +226,17 @@ def _steps(
                 share = config["batch_size"] / len(batch.row_id)  # other processes' are as long
                 tokens = round(share * _num_tokens(batch))
                 meter.add(metrics, samples=config["batch_size"], tokens=tokens)
+                given.add(step)
                 values = None
                 if stage.is_due("log", step):
-                    values = _log(stage, meter, state, rate, pipeline)
+                    values = _log(stage, meter, given, state, rate, pipeline)
                     _stop_if_not_finite(state, batch, run.config["max_bad_steps"])
                 progress.update(step, values)
                 stops = stage.interruption.requested()
                 if stage.is_due("save", step) or stops:
                     with meter.paused():
                         stage.bad_samples.note(stage.name, step, gather(pipeline.quarantine))
-                        _save(checkpointer, step, state, stage, meter)
+                        _save(checkpointer, step, state, stage, meter, given)
             if stops:
                 progress.say(f"{stage.name} is saved at step {step}; the same command goes on")
                 stage.interruption.stop()
@@ -240,13 +247,19 @@ def _steps(
 
 
 def _log(
-    stage: _Stage, meter: Meter, state: TrainState, rate: Schedule, pipeline: Pipeline
+    stage: _Stage,
+    meter: Meter,
+    given: Contributions,
+    state: TrainState,
+    rate: Schedule,
+    pipeline: Pipeline,
 ) -> dict[str, float]:
     """Writes a line of metrics; the learning rate is that of the last step that counted."""
     step, skipped = int(state.step), int(state.bad_steps)
     values = meter.read() | {"learning_rate": float(rate(max(step - skipped - 1, 0)))}
     bad = stage.bad_samples.note(stage.name, step, gather(pipeline.quarantine))
     values |= {"skipped_steps": skipped, "bad_samples": bad}
+    values |= {f"rows/{name}": count for name, count in given.read().items()}
     if state.loss_scale is not None:
         values |= {"loss_scale": float(state.loss_scale.value)}
     stage.writer.write(values, stage_index=stage.index, stage=stage.name, step=step)
@@ -332,7 +345,12 @@ def _rest(state: TrainState) -> dict:
 
 
 def _save(
-    checkpointer: Checkpointer, step: int, state: TrainState, stage: _Stage, meter: Meter
+    checkpointer: Checkpointer,
+    step: int,
+    state: TrainState,
+    stage: _Stage,
+    meter: Meter,
+    given: Contributions,
 ) -> None:
     config = stage.run.config
     meta = {
@@ -341,6 +359,7 @@ def _save(
         "stage": stage.name,
         "config": config,
         "since_log": meter.pending(),
+        "rows": given.read(),
     }
     checkpointer.save(step, state.trainable, _rest(state), meta)
 

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from mmjax.data.check import LENGTH_HEAD, CheckedSample, SourceCheck
 from mmjax.data.example import BadSample, Media
 from mmjax.data.images import load_image
 from mmjax.data.pipeline import Word
+from mmjax.data.video import prepare_video
+
+_STRIP = 5  # frames
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -164,8 +168,12 @@ def _row_card(sample: CheckedSample) -> str:
 
 
 def picture_or_none(media: Media) -> Image.Image | None:
-    """None for a picture that is known by its stored features alone, or is gone."""
+    """None for a picture that is known by its stored features alone, or is gone; of a video, a
+    strip of frames."""
     try:
+        if media.is_video:
+            strip = prepare_video(media, 64, "squash", count=_STRIP)
+            return Image.fromarray(np.concatenate(strip, axis=1))
         return load_image(media)
     except BadSample:
         return None

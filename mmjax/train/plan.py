@@ -220,7 +220,9 @@ def sketch(section: dict) -> Batch:
     """One row of a stage's batch as far as its shapes go, made up without its data."""
     data = section["data"]
     size, places = data.get("image_size"), data.get("pictures", 1)
-    pictures = [Media("picture", Path("picture"))] * (places if size else 0)
+    num_frames = data.get("num_frames", 0)
+    medium = Media("medium", Path("medium"), is_video=num_frames > 0)
+    pictures = [medium] * (places // max(num_frames, 1) if size else 0)
     turns = (Turn("user", (*pictures, Text("x"))), Turn("assistant", (Text("x"),)))
     example = Example("sketch", turns, {"kind": "x"})
     encoded = templates.from_json(section["template"]).encode(example, _OneToken())

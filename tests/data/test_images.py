@@ -2,13 +2,15 @@ import io
 import os
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from mmjax.data.example import BadSample, Media
-from mmjax.data.images import clip_preprocess, crop_box, load_image, prepare
+from mmjax.data.images import clip_preprocess, crop_box, load_image, prepare, prepared
 from mmjax.models.clip import MEAN, STD
 
 
@@ -137,7 +139,7 @@ def test_a_crop_is_a_resized_part():
     assert box != (0, 0, 60, 45)
     with pytest.raises(ValueError, match="give draw"):
         prepare(encoded(image), 16, "crop")
-    with pytest.raises(ValueError, match="preparation is 'zoom', it must be one of clip, squash"):
+    with pytest.raises(ValueError, match="preparation is 'zoom', it must be one of clip, center"):
         prepare(encoded(image), 16, "zoom")
 
 
@@ -292,3 +294,19 @@ def test_pictures_without_data_pipes_and_functions(tmp_path):
         load_image(Media("m", sparse))
     media = encoded(noise(5, 4))
     assert load_image(Media("m", lambda: media.data)).size == (5, 4)
+
+
+def test_center_equals_what_was_recorded_of_lynx():
+    """Also where the crop's offset is a half: 1.5 becomes 2, where CLIP's would become 1."""
+    recorded = load_file(Path(__file__).with_name("lynx_preprocess.safetensors"))
+    for number in range(3):
+        image = Image.fromarray(recorded[f"image{number}"])
+        pixels = prepared(image, 42, "center")
+        assert pixels.shape == (42, 42, 3) and pixels.dtype == np.uint8
+        scaled = pixels.astype(np.float32) / 255
+        ours = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+        expected = recorded[f"image{number}_out"].transpose(1, 2, 0)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    for long, same in ((101, True), (102, True), (103, False), (105, True)):  # 1/2 becomes 0
+        center, clip = (prepared(photo(100, long), 100, how) for how in ("center", "clip"))
+        assert np.array_equal(center, clip) == same

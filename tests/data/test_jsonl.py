@@ -71,15 +71,44 @@ def test_parts_keep_their_order(tmp_path):
     assert example.info == {"question": "is <image> ?", "answer": "no", "kind": "k"}
 
 
+def test_videos(tmp_path):
+    """A file, or a list of pictures; after the record's pictures."""
+    frames = ["f/1.png", "f/2.png"]
+    source = Jsonl(
+        write(
+            tmp_path / "x.jsonl",
+            {"video": "a.mp4", "question": "what?", "answer": "x"},
+            {"video": frames, "image": "b.png", "question": "what?"},
+            {"parts": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "why?"}]},
+        )
+    )
+    film = Media(str(tmp_path / "a.mp4"), tmp_path / "a.mp4", is_video=True)
+    pictures = tuple(Media(str(tmp_path / frame), tmp_path / frame) for frame in frames)
+    assert source[0].turns[0].parts == (film, Text("what?"))
+    still, listed = source[1].media
+    assert not still.is_video and listed.is_video and listed.data == pictures
+    assert listed.key == " ".join(picture.key for picture in pictures)
+    assert source[2].turns[0].parts == (film, Text("why?"))
+
+
 def test_bad_parts(tmp_path):
     text = {"type": "text", "text": "x"}
     rows = {
         "field 'parts': expected a list of parts, got []": {"parts": []},
         "field 'parts': expected a list of parts, got 'x'": {"parts": "x"},
-        "field 'parts', part 1: expected the type 'text' or 'image', got {'type': 'video'}": {
-            "parts": [text, {"type": "video"}]
+        "field 'parts', part 1: expected the type 'text', 'image' or 'video', got "
+        "{'type': 'sound'}": {"parts": [text, {"type": "sound"}]},
+        "field 'parts', part 0: expected the type 'text', 'image' or 'video', got 3": {
+            "parts": [3]
         },
-        "field 'parts', part 0: expected the type 'text' or 'image', got 3": {"parts": [3]},
+        "field 'parts', part 0, 'video': a video without a file": {"parts": [{"type": "video"}]},
+        "field 'parts', part 0, 'video': expected a path or a list of paths, got 4": {
+            "parts": [{"type": "video", "video": 4}]
+        },
+        "field 'video' goes with 'question' or 'parts', not with 'messages'": {
+            "video": "a.mp4",
+            "messages": [],
+        },
         "field 'parts', part 0, 'text': expected text, got None": {"parts": [{"type": "text"}]},
         "field 'parts', part 0, 'image': expected text, got 4": {
             "parts": [{"type": "image", "image": 4}]
@@ -124,7 +153,7 @@ def test_all_bad_lines_at_once(tmp_path):
         "line 5: field 'question' or 'text': expected text, got 5",
         "line 6: fields 'question' and 'text' mean the same",
         "line 7: fields 'answer' and 'caption' mean the same",
-        "line 8: it has neither a picture (field 'image') nor a text",
+        "line 8: it has neither a picture (field 'image') nor a video ('video') nor a text",
         "line 9: field 'extra': expected text, a number or a boolean",
         "line 10: field 'image' or 'images'",
     ]

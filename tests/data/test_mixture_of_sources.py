@@ -2,21 +2,25 @@
 
 import collections
 import json
+import re
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from mmjax.data import lynx
 from mmjax.data.batch import Batch
 from mmjax.data.check import Pictures, check_source
 from mmjax.data.example import BadSample
 from mmjax.data.features import media_of
+from mmjax.data.mixture import weighted_order
 from mmjax.data.pipeline import Pipeline
 from mmjax.data.sequence import Lengths
-from mmjax.data.sources import make_source
+from mmjax.data.sources import SOURCES, make_source
 from mmjax.data.sources.mixture import Mixture, named
 from mmjax.data.templates import LMEyeQuestion
 from mmjax.train import config as configs
+from mmjax.train.contributions import Contributions
 
 
 @pytest.fixture
@@ -170,3 +174,68 @@ def test_a_config_is_checked_before_anything_is_read():
         "instruct.data.options: the options of a mixture belong into its parts",
         "instruct.data.weights are of a, c; the mixture is of a, b",
     ]
+
+
+def test_many_small_shares_are_met():
+    """Lynx's 32, within a few rows: closer than chance would come. The order far out is the same
+    whatever was asked for before."""
+    weights = {name: one.share for name, one in lynx.FINETUNE.items()}
+    source = Mixture({name: Numbered(name, 3000 + n) for n, name in enumerate(weights)})
+    order = weighted_order(source, weights, seed=0)
+    drawn = [source.kinds[order[i]] for i in range(10_000)]
+    for number, most in ((1000, 4), (10_000, 6)):
+        counts = collections.Counter(drawn[:number])
+        for name, share in weights.items():
+            assert abs(counts[name] - number * share / 99.999) < most, name
+    again, far = weighted_order(source, weights, seed=0), 10**9
+    assert [again[far + i] for i in range(50)] == [order[far + i] for i in range(50)]
+
+
+class Numbered:
+    """Records without content."""
+
+    def __init__(self, name: str, count: int):
+        self.name, self.kinds = name, [""] * count
+
+    def __len__(self):
+        return len(self.kinds)
+
+
+def test_rows_of_each_source_are_counted(parts, tokenizer, pictures, tmp_path):
+    """Where they were read from, also in place of a bad record; from a saved count on."""
+    rows = [{"image": "gone.png", "question": "what?", "answer": "one"}] * 6
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad = dict(bad=dict(source=f"jsonl:{tmp_path / 'bad.jsonl'}"))
+    source = make_source(parts | bad, "train")
+    weights = dict(pairs=3.0, captions=6.0, bad=2.0)
+    whole, halves = (pipeline(source, tokenizer, weights=weights) for _ in range(2))
+    given = Contributions(whole, {})
+    for step in range(1, 7):
+        whole.batch_at(step - 1)
+        given.add(step)
+    counts = given.read()
+    assert counts["bad"] == 0 and sum(counts.values()) == 66 and counts["captions"] > 36
+    assert given.read() == counts
+    first = Contributions(halves, {})
+    for step in (1, 2, 3):
+        halves.batch_at(step - 1)
+        first.add(step)
+    goes_on = pipeline(source, tokenizer, weights=weights)
+    rest = Contributions(goes_on, json.loads(json.dumps(first.read())))
+    for step in (4, 5, 6):
+        goes_on.batch_at(step - 1)
+        rest.add(step)
+    assert rest.read() == counts
+    assert re.search(r"bad +0 +0.000 % +18.182 %", rest.table())
+    plain = Contributions(pipeline(make_source(parts, "train"), tokenizer), {})
+    plain.add(1)
+    assert plain.read() == {}
+
+
+def test_a_part_without_records_is_named(parts, monkeypatch):
+    monkeypatch.setitem(SOURCES, "nothing", lambda split: Numbered("nothing", 0))
+    wrong = parts | dict(first=dict(source="nothing"), second=dict(source="jsonl:gone.jsonl"))
+    with pytest.raises(
+        ValueError, match="first: nothing has no records\nsecond: no such data file"
+    ):
+        make_source(wrong, "train")

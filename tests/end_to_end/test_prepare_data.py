@@ -138,3 +138,38 @@ def test_the_script(tmp_path):
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     assert "align: easy-vqa/train: 50 records" in wrong.stdout
     assert "no such data file: nowhere.jsonl" in wrong.stderr
+
+
+def test_every_part_that_cannot_be_used_stops_the_run_before_it_starts(rows, tmp_path):
+    """All of them at once, in both ways: not made at all, and made of what cannot be read."""
+    config = own_config(tmp_path, rows)
+    data = config["instruct"]["data"]
+    good = dict(source=data["source"])
+    gone = [row | {"image": f"no/{n}.png"} for n, row in enumerate(rows)]
+    (tmp_path / "gone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gone))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    parts = dict(
+        good=good,
+        gone=dict(source=f"jsonl:{tmp_path / 'gone.jsonl'}"),
+        long=dict(source=good["source"], options=dict(prompts="entailment")),
+    )
+    data |= dict(source=parts, weights=dict.fromkeys(parts, 1.0))
+    with pytest.raises(ValueError) as caught:
+        train(config, tmp_path / "run")
+    said = str(caught.value)
+    assert "good: none" not in said
+    for text in (
+        "gone: none of 8 records of ",
+        "no/0.png: the file cannot be read",
+        "long: none of 8",
+    ):
+        assert text in said
+    parts |= dict(
+        empty=dict(source=f"jsonl:{tmp_path / 'empty.jsonl'}"), missing=dict(source="jsonl:x.jsonl")
+    )
+    data |= dict(weights=dict.fromkeys(parts, 1.0))
+    with pytest.raises(ValueError) as caught:
+        train(config, tmp_path / "run")
+    for text in ("empty: ", "empty.jsonl holds no records", "missing: no such data file: x.jsonl"):
+        assert text in str(caught.value)
+    assert not (tmp_path / "run").exists()

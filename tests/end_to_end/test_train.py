@@ -317,7 +317,7 @@ def test_the_config_is_checked_at_once():
         "does not divide into 7",
         "align.optimizer.loss_scale is 65536.0, but model.dtype is float32",
         "test.data.pictures is -1, it must be a whole number, at least 0",
-        "instruct.data.preparation is 'zoom', it must be one of clip, squash, crop",
+        "instruct.data.preparation is 'zoom', it must be one of clip, center, squash, crop",
         "align.data.preparation is 'crop', which shows another part of a picture each time",
         "instruct.eval.data.preparation is 'crop', which is random and for training alone",
     ):

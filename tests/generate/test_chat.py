@@ -76,13 +76,13 @@ def test_mistakes_are_one_line_and_leave_no_trace(folder):
     assert said[2].startswith("(not added: cut.png: no readable JPEG")
     assert said[4] == "(left out, pictures too: the message: its prompt is too long)"
     assert said[5] == "(no command /nothing; /help lists those there are)"
-    assert said[6:10] == module.HELP.splitlines()
-    assert said[10:12] == ["yes, it is", "(picture 1 of the next message: a.png)"]
-    assert said[12] == (
+    assert said[6:11] == module.HELP.splitlines()
+    assert said[11:13] == ["yes, it is", "(picture 1 of the next message: a.png)"]
+    assert said[13] == (
         "(left out, pictures too: the message: its prompt is too long; /reset starts a new "
         "conversation)"
     )
-    assert said[13:] == ["yes, it is"]
+    assert said[14:] == ["yes, it is"]
     assert asked(answerer) == ["user: one?", "user: one? | assistant: yes, it is | user: two?"]
 
 
@@ -172,3 +172,15 @@ def test_a_model_that_takes_history_reads_all_of_it(tmp_path, quick_compile):
     assert first and second and ids[0] == [words.bos_id, *words.encode("a b c")]
     assert ids[1] == [*ids[0], *words.encode(first), words.eos_id, *words.encode("d")]
     assert "positions" in complaint and complaint.endswith("/reset starts a new conversation)")
+
+
+def test_videos_join_the_next_message(folder):
+    """An animation needs nothing more than pictures do."""
+    frames = [Image.new("RGB", (9, 9), (value, 0, 0)) for value in (0, 90)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    answerer = StubAnswerer()
+    said = talk(answerer, "/video", "/video gone.mp4", "/video moving.gif", "what moves?")
+    assert said[0] == "(which video? /video FILE)"
+    assert said[1].startswith("(not added: gone.mp4: the file cannot be read")
+    assert said[2] == "(video 1 of the next message: moving.gif)"
+    assert asked(answerer) == ["user: [moving.gif] what moves?"]

@@ -74,8 +74,8 @@ def test_parts_keep_their_order():
     [
         (dict(parts=[]), "nothing is asked: give --part"),
         (dict(parts=["text=x"], question="x"), "--part and --image or --question say the same"),
-        (dict(parts=["what is"]), "--part 'what is': expected text=... or image=FILE"),
-        (dict(parts=["video=a.mp4"]), "--part 'video=a.mp4': expected text=... or image=FILE"),
+        (dict(parts=["what is"]), "--part 'what is': expected text=..., image=FILE or video=FILE"),
+        (dict(parts=["sound=a.mp3"]), "--part 'sound=a.mp3': expected text=..., image=FILE or"),
         (dict(parts=["image="]), "an empty image is asked about"),
         (dict(parts=[], question=""), "an empty text is asked about"),
         (dict(parts=[], instead=["--chat", "--jsonl"]), "--chat and --jsonl exclude each other"),

@@ -107,7 +107,8 @@ def test_every_row_has_its_line(folder):
         5: "its prompt is too long",
         6: "field 'id': expected text or a whole number, got {'deep': 1}",
         7: "field 'id': half a character at place 0 (a surrogate)",
-        8: "it has neither a picture (field 'image') nor a text (field 'question'), nor 'parts'",
+        8: "it has neither a picture (field 'image') nor a video ('video') nor a text (field "
+        "'question'), nor 'parts'",
         9: "not UTF-8 text (column 31)",
     }
     assert (report.answered, report.bad, report.was_complete) == (4, 7, False)

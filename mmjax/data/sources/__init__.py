@@ -11,15 +11,20 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     easy-vqa-multi         questions about several pictures (task=question), or what differs between
                            two (task=difference)
     easy-vqa-multi-text    documents for the tiny language model that reads several pictures
+    easy-vqa-clips         questions about clips of moving and changing shapes (task=question), or
+                           captions of them (task=caption)
+    easy-vqa-clips-text    documents for the tiny language model that reads clips and pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
+    open-vqa:PATH          Open-VQA's questions, see `mmjax.data.sources.open_vqa`
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
-Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. Several sources are
+Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. All sources have
+those of `mmjax.data.sources.prompted`, which puts prompts around what is asked. Several sources are
 one where the name is a mapping, see `mmjax.data.sources.mixture`.
 """
 
@@ -32,6 +37,8 @@ from typing import Any, Protocol
 from mmjax.data.example import Example
 from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
+from mmjax.data.sources.easy_vqa_clips import EasyVQAClips
+from mmjax.data.sources.easy_vqa_clips_text import EasyVQAClipsText
 from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
@@ -40,6 +47,9 @@ from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
 from mmjax.data.sources.mixture import Mixture, part_problem
+from mmjax.data.sources.open_vqa import OpenVQA
+from mmjax.data.sources.prompted import OPTIONS as PROMPT_OPTIONS
+from mmjax.data.sources.prompted import Prompted
 from mmjax.data.sources.tfds import Tfds
 
 
@@ -59,6 +69,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-pairs": EasyVQAPairs,
     "easy-vqa-multi": EasyVQAMulti,
     "easy-vqa-multi-text": EasyVQAMultiText,
+    "easy-vqa-clips": EasyVQAClips,
+    "easy-vqa-clips-text": EasyVQAClipsText,
     "easy-vqa-differences": EasyVQADifferences,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
@@ -68,6 +80,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "lmeye": LMEyeChunks,
     "lmeye-v1": LMEyeById,
     "demon": Demon,
+    "open-vqa": OpenVQA,
 }
 
 
@@ -89,6 +102,10 @@ def make_source(name: str | Mapping[str, Mapping], split: str, **options: Any) -
         return _mixed(name, split, options)
     name, more = options_in(name)
     options |= more
+    if prompts := {key: options.pop(key) for key in PROMPT_OPTIONS if key in options}:
+        if "prompts" not in prompts:
+            raise ValueError(f"the source {name} has {', '.join(prompts)}, but no option prompts")
+        return Prompted(make_source(name, split, **options), **prompts)
     kind, colon, where = name.partition(":")
     if colon and kind in FILES:
         return _made(FILES[kind], name, where.replace("{split}", split), **options)
@@ -124,6 +141,8 @@ def _mixed(parts: Mapping[str, Mapping], split: str, options: Mapping[str, Any])
             made[name] = make_source(
                 part["source"], part.get("split", split), **part.get("options", {})
             )
+            if len(made[name]) == 0:
+                problems.append(f"{name}: {made[name].name} has no records")
         except (ValueError, OSError, ModuleNotFoundError) as error:
             problems.append(f"{name}: {error}")
     if problems:

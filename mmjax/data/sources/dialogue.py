@@ -96,6 +96,16 @@ class Format:
     def picture(self, path: str) -> Media:
         return Media(str(self._root / path), self._root / path)
 
+    def video(self, what: str, value: Any) -> Media:
+        """A file, or pictures that are its frames."""
+        paths = records.paths_of(value, what)
+        if not paths:
+            raise ValueError(f"{what}: a video without a file")
+        if isinstance(value, str):
+            return Media(str(self._root / value), self._root / value, is_video=True)
+        frames = tuple(map(self.picture, paths))
+        return Media(" ".join(frame.key for frame in frames), frames, is_video=True)
+
     def _message(self, where: str, message: Any) -> Message:
         speaker = message.get(self.role_field) if isinstance(message, dict) else None
         if not isinstance(speaker, str) or speaker not in self.roles:

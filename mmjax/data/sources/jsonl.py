@@ -3,13 +3,15 @@
     {"image": "photos/1.jpg", "question": "What is this?", "answer": "a cat"}
 
 image | images     path, or list of paths: relative to the file (or to ``image_root``), or absolute
+video              path of one video, or the list of its frames, which are pictures; paths as above
 question | text    what the user says; placeholders such as ``<image>`` in it stay text
 answer | caption   what is to be said; not needed for generation
 
     {"parts": [{"type": "text", "text": "What is "}, {"type": "image", "image": "1.jpg"},
                {"type": "text", "text": "?"}], "answer": "a cat"}
 
-parts              what the user says, texts and pictures in any order; paths as above
+parts              what the user says: texts, pictures and videos ({"type": "video", "video": ...})
+                   in any order; paths as above
 answer | caption   as above
 
     {"images": ["1.jpg"], "messages": [{"role": "user", "content": "<image>What is this?"},
@@ -40,7 +42,7 @@ from mmjax.data.sources.dialogue import DialogueRecords, Format
 _ROLES = {role: role for role in ("system", "user", "assistant")}
 _EXCLUDED = {  # they say the same
     "messages": ("parts", "question", "text", "answer", "caption"),
-    "parts": ("image", "images", "question", "text"),
+    "parts": ("image", "images", "video", "question", "text"),
 }
 
 
@@ -68,17 +70,21 @@ class JsonlFormat(Format):
             for other in others if record.get(form) is not None else ():
                 if record.get(other) is not None:
                     raise ValueError(f"fields {form!r} and {other!r} say the same; give one")
+        if record.get("messages") is not None and record.get("video") is not None:
+            raise ValueError("field 'video' goes with 'question' or 'parts', not with 'messages'")
         return super().examples(name, record)
 
     def without_messages(self, name: str, record: dict[str, Any], media: list[Media]) -> Example:
         if record.get("parts") is not None:
             asked = self._parts(record.pop("parts"))
         else:
+            if (film := record.pop("video", None)) is not None:
+                media = [*media, self.video("field 'video'", film)]
             question = _text(record, "question", "text")
             if question is None and not media:
                 raise ValueError(
-                    "it has neither a picture (field 'image') nor a text (field 'question'), nor "
-                    "'parts'"
+                    "it has neither a picture (field 'image') nor a video ('video') nor a text "
+                    "(field 'question'), nor 'parts'"
                 )
             asked = [*media, *([] if question is None else [Text(question)])]
         answer = _text(record, "answer", "caption")
@@ -104,8 +110,12 @@ class JsonlFormat(Format):
                 if not path:
                     raise ValueError(f"{where}, 'image': the path is empty")
                 parts.append(self.picture(path))
+            elif kind == "video":
+                parts.append(self.video(f"{where}, 'video'", part.get("video")))
             else:
-                raise ValueError(f"{where}: expected the type 'text' or 'image', got {part!r:.60}")
+                raise ValueError(
+                    f"{where}: expected the type 'text', 'image' or 'video', got {part!r:.60}"
+                )
         return parts
 
 
