@@ -22,6 +22,7 @@ EXTRAS = {
     "demo": "the easy-VQA pictures that the default configs train on",
     "convert": "reads PyTorch's .bin, .pt and .pth files (only `python -m conversion` does)",
     "tfds": "data sets of tensorflow-datasets; tensorflow itself is not needed",
+    "video": "reads films (.mp4 and the like); animated pictures need nothing",
     "test": "what `python -m pytest` needs",
     "cuda12": "NVIDIA GPUs, CUDA 12",
     "cuda13": "NVIDIA GPUs, CUDA 13",
@@ -110,7 +111,7 @@ def _own(problems: list[str]) -> Iterator[str]:
     yield "Comes with it"
     assets = Path(__file__).parent / "assets" / "tiny"
     rows = []
-    for name in ("llama", "clip"):
+    for name in ("llama", "llama-multi", "clip", "blip2"):
         file = assets / name / "model.safetensors"
         if not file.is_file():
             problems.append(f"the weights {file} are missing: check the package out again")

@@ -101,7 +101,7 @@ def test_places_of_media():
     item, time = media_places([[None, 3, None], []], 7)
     assert item.tolist() == [[0, 1, 1, 1, 2, -1, -1], [-1] * 7]
     assert time.tolist() == [[-1, 0, 1, 2, -1, -1, -1], [-1] * 7]
-    with pytest.raises(ValueError, match="row 0 has 4 frames, there are 3 places"):
+    with pytest.raises(ValueError, match="row 0 of a batch has frames for 4 of 3 places"):
         media_places([[4]], 3)
     frames = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     target = assemble([Encoded([Segment((3,))])] * 2, Lengths(1), 0)[2]
@@ -119,7 +119,7 @@ def test_frames_in_training_are_drawn_from_stretches():
         assert draw == sorted(draw) and len(set(draw)) == 5
     assert {draw[0] for draw in draws} == {0, 1, 2} and {draw[4] for draw in draws} == {10, 11, 12}
     assert choose_frames(3, 5, np.random.default_rng(0)) == [0, 0, 1, 1, 2]
-    with pytest.raises(ValueError, match="choose 5 frames of 0"):
+    with pytest.raises(ValueError, match="5 frames of a video of 0"):
         choose_frames(0, 5)
 
 
