@@ -97,8 +97,9 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
     problems, steps = [], []
     taken: set[tuple[str, int]] = set()
     absent: dict[tuple[Slot, ...], list[str]] = {}
+    given = {key for key in source.entries if not table.overridden(key)}
     for binding in bindings:
-        present = [key for key in binding.keys if key in source.entries]
+        present = [key for key in binding.keys if key in given]
         if len(present) > 1:
             targets = " + ".join(map(str, binding.slots))
             problems.append(f"two spellings of one tensor: {' and '.join(present)} -> {targets}")
@@ -120,7 +121,7 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
             problems.append(f"missing from the source: {' or '.join(keys)} -> {targets}")
     known = {key for binding in bindings for key in binding.keys}
     ignored, ties = {}, []
-    for key in source.entries.keys() - known:
+    for key in source.entries.keys() - (known & given):
         other = next((tie.equals for tie in table.ties if tie.source == key), None)
         if reason := table.ignored(key):
             ignored[key] = reason

@@ -135,41 +135,46 @@ class FrameTable:
 
 @dataclasses.dataclass(frozen=True)
 class GrownRows:
-    """A token table [v, d], or with ``transposed`` an output layer [v, d] -> [d, v], that gets as
-    many more rows as the model has; each is the mean of those that are there.
+    """A token table [v, d] (or along ``axis`` 1 [d, v]) that gets as many more rows as the model
+    has; each is the mean of those that are there. Then, perhaps, it is ``transposed``.
 
     So Lynx adds ``[PAD]`` to a LLaMA. ``inverse`` writes all of the model's rows.
     """
 
+    axis: int = 0
     transposed: bool = False
     rows: int | None = None  # None = the source's
 
     def fitted(self, shapes: Sequence[Shape]) -> "GrownRows":
-        return dataclasses.replace(self, rows=shapes[0][-1 if self.transposed else 0])
+        return dataclasses.replace(self, rows=shapes[0][self.axis ^ self.transposed])
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        if more := (self.rows or len(x)) - len(x):
-            mean = x.astype(np.float64).mean(axis=0, keepdims=True)
-            x = np.concatenate([x, np.repeat(mean, more, axis=0).astype(x.dtype)])
+        if more := self._more(x.shape):
+            mean = x.astype(np.float64).mean(axis=self.axis, keepdims=True).astype(x.dtype)
+            x = np.concatenate([x, np.repeat(mean, more, axis=self.axis)], axis=self.axis)
         return x.T if self.transposed else x
 
     def inverse(self, x: np.ndarray) -> np.ndarray:
         return x.T if self.transposed else x
 
     def forward_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 2 or shape[0] > (self.rows or shape[0]):
-            raise ValueError(f"a table of at most {self.rows} rows is [v, d], not {shape}")
-        rows = self.rows or shape[0]
-        return (shape[1], rows) if self.transposed else (rows, shape[1])
+        if len(shape) != 2 or self._more(shape) < 0:
+            raise ValueError(f"a table has 2 dimensions and at most {self.rows} rows, not {shape}")
+        grown = list(shape)
+        grown[self.axis] += self._more(shape)
+        return tuple(grown[::-1] if self.transposed else grown)
 
     def inverse_shape(self, shape: Shape) -> Shape:
         return shape[::-1] if self.transposed else shape
 
     def remark(self, shape: Shape) -> str | None:
         """What a reader of the report should know about a source of this shape."""
-        if more := (self.rows or shape[0]) - shape[0]:
-            return f"{more} row{'s' * (more > 1)} added to {shape[0]}, the mean of these"
-        return None
+        if not (more := self._more(shape)):
+            return None
+        return f"{more} more than {shape[self.axis]} rows: each the mean of these"
+
+    def _more(self, shape: Shape) -> int:
+        return 0 if self.rows is None else self.rows - shape[self.axis]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ shapes: the inferred configs are for checking shapes, not for running.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -98,7 +99,8 @@ def adapter_sizes(shapes: Shapes) -> dict[str, int]:
     numbers = sorted({int(found[1]) for key in shapes if (found := inside.match(key))})
     if not numbers:
         return {}
-    every = numbers[1] - numbers[0] if len(numbers) > 1 else _num_layers(shapes, layer)
+    gaps = [after - before for before, after in itertools.pairwise(numbers)]
+    every = min(gaps, default=_num_layers(shapes, layer))
     if numbers != list(range(0, every * len(numbers), every)):
         raise UnknownSizes(
             f"adapters in layers {numbers}: they should be in 0, {every}, {2 * every}, ..."
@@ -387,7 +389,7 @@ def lynx_tower_sizes(shapes: Shapes) -> EvaVitConfig:
 
 def without_model_prefix(source: Source) -> Source:
     """Lynx's files may have ``model.`` before every key."""
-    if "model.bridge.latents" not in source.entries:
+    if not any(key.startswith("model.bridge.") for key in source.entries):
         return source
     entries = {key.removeprefix("model."): entry for key, entry in source.entries.items()}
     notices = (*source.notices, "the prefix 'model.' was taken off every key")

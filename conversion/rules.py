@@ -47,10 +47,12 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Ignore:
-    """Source keys (regex) that are not read, and why."""
+    """Source keys (regex) that are not read, and why; with ``overrides`` not even where a rule
+    would read them."""
 
     source: str
     reason: str
+    overrides: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,9 @@ class Table:
                 )
                 for rule in self.rules
             ),
-            ignore=tuple(Ignore(keys + entry.source, entry.reason) for entry in self.ignore),
+            ignore=tuple(
+                dataclasses.replace(entry, source=keys + entry.source) for entry in self.ignore
+            ),
             init=tuple(Init(paths + entry.path, entry.reason, entry.zeros) for entry in self.init),
             ties=tuple(
                 Tie(source_prefix + tie.source, source_prefix + tie.equals) for tie in self.ties
@@ -153,6 +157,10 @@ class Table:
         return next(
             (entry.reason for entry in self.ignore if re.fullmatch(entry.source, key)), None
         )
+
+    def overridden(self, key: str) -> bool:
+        """Whether ``key`` is not read although a rule would."""
+        return any(entry.overrides and re.fullmatch(entry.source, key) for entry in self.ignore)
 
     def initialised(self, path: str) -> Init | None:
         """Why ``path`` may be left unfilled, or None."""

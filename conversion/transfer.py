@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from conversion.io import Entry, Source, SourceError, completed, read, write_pth
 from conversion.runs import is_run, read_run
 from conversion.store import is_imported, read_imported, save_imported, staged
 from mmjax.data.templates import to_json
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.nn.param import specs
 from mmjax.systems.system import config_from_dict, config_to_dict
 
@@ -51,7 +53,7 @@ def import_checkpoint(
       system: llama | clip | blip-2 (one Hugging Face folder; blip-2 also: the files of EVA ViT
         and of BLIP-2 that LAVIS reads, with a variant), or lmeye (folders of a LLaMA and a CLIP
         and the ``net`` file of stage 1 or 2), or minigpt4 and cheetor (see
-        `conversion.assemble.pictures`); sources in any order.
+        `conversion.assemble.pictures`), or lynx (`conversion.assemble.lynx`); sources in any order.
       variant: a published size, which the sources must have; None = whatever they have.
       dtype: of all leaves; None = as in the sources.
       upstream_embedding_img_bug: load as upstream's own loaders do (LMEye reference, Q6).
@@ -75,13 +77,16 @@ def import_checkpoint(
     header = {"system": system, "variant": variant, "model": config_to_dict(made.config)}
     if made.template is not None:
         header["template"] = to_json(made.template)
-    tokenizer = [
-        file
-        for name in TOKENIZER_FILES
-        if made.tokenizer is not None and (file := made.tokenizer / name).is_file()
-    ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with staged(out.parent) as put:
+    with staged(out.parent) as put, tempfile.TemporaryDirectory() as padded:
+        folder = made.tokenizer
+        if made.pad_token is not None:
+            folder = Tokenizer.load(folder).with_pad(made.pad_token, Path(padded))
+        tokenizer = [
+            file
+            for name in TOKENIZER_FILES
+            if folder is not None and (file := folder / name).is_file()
+        ]
         params = carry_out(decided, dtype=dtype, put=put)
         save_imported(out, header, params, report, tokenizer=tokenizer)
     return report
@@ -141,9 +146,11 @@ def export_checkpoint(
     Args:
       format: ``hf`` = folders for transformers (LMEye: ``language`` and ``clip``, without its own
         ten tensors; MiniGPT-4 and Cheetor: ``language``, and ``blip-2`` with all but Cheetor's
-        second look); ``original`` = what upstream's loaders read (LMEye: ``{'net': ...}`` of
-        ``stage`` 1 or 2; BLIP-2: LAVIS's ``eva_vit.pth`` and ``blip2.pth``; MiniGPT-4 and Cheetor:
-        ``{'model': ...}`` of what they train).
+        second look; Lynx: ``language`` without its adapters); ``original`` = what upstream's
+        loaders read (LMEye: ``{'net': ...}`` of ``stage`` 1 or 2; BLIP-2: LAVIS's ``eva_vit.pth``
+        and ``blip2.pth``; MiniGPT-4 and Cheetor: ``{'model': ...}`` of what they train; Lynx:
+        likewise, in ``pretrain_lynx.pt`` (stage 1) or ``finetune_lynx.pt``, and its tower in EVA's
+        spelling).
       module_prefix: keys as DistributedDataParallel writes them (``original`` only).
       drop_added_rows: leave out rows of added tokens even if they are not zero. Neither format has
         a place for them.

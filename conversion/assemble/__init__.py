@@ -38,6 +38,7 @@ class Assembled:
         compared (see `conversion.engine.plan`).
       template: how the system is asked.
       tokenizer: a folder that has the language model's, perhaps.
+      pad_token: what is added to it for padding, where it has nothing for that.
       notices: what a reader of the report should know.
     """
 
@@ -46,6 +47,7 @@ class Assembled:
     parts: Sequence[tuple[Table, Source]]
     template: Template | None = None
     tokenizer: Path | None = None
+    pad_token: str | None = None
     notices: Sequence[str] = ()
 
 

@@ -170,13 +170,13 @@ def _check_parts(name: str, roles: Mapping[str, Source]) -> None:
         raise SourceError(f"missing: {'; '.join(missing)}. Given: {given or 'nothing'}")
 
 
-def _is_imported(source: Source) -> bool:
+def is_imported(source: Source) -> bool:
     return source.config is not None and "format_version" in source.config
 
 
-def _config_of(source: Source, network: str) -> Any:
+def config_of(source: Source, network: str) -> Any:
     """A network's config, of an imported checkpoint or a Hugging Face folder."""
-    if _is_imported(source):
+    if is_imported(source):
         return config_from_dict(NETWORKS[network].config, source.config["model"])
     return NETWORKS[network].from_hf(source.config)
 
@@ -198,10 +198,10 @@ def _language(
         source, config = roles["state"], named.language
     else:
         source = roles["language"]
-        config = _config_of(source, "llama")
-        is_ours = _is_imported(source)
+        config = config_of(source, "llama")
+        is_ours = is_imported(source)
         embedding = "embedding.table" if is_ours else "model.embed_tokens.weight"
-        _refuse_delta(source, "norm.scale" if is_ours else "model.norm.weight")
+        refuse_delta(source, "norm.scale" if is_ours else "model.norm.weight")
         notices += _version_notices(source)
     rows = source.entries[embedding].shape[0] if embedding in source.entries else config.vocab_size
     if rows != config.vocab_size:
@@ -212,7 +212,7 @@ def _language(
     return dataclasses.replace(config, vocab_size=rows)
 
 
-def _refuse_delta(source: Source, key: str) -> None:
+def refuse_delta(source: Source, key: str) -> None:
     """By the numbers: a merged model may have kept the delta's name, so that names say nothing."""
     if key not in source.entries:
         return  # the plan says what is missing
@@ -250,7 +250,7 @@ def _seeing(
             )
         return as_lavis(named.blip2)
     source = roles["blip-2"]
-    config = _config_of(source, "blip-2")
+    config = config_of(source, "blip-2")
     like = as_lavis(config) if named is None else named.blip2
     if config.norm_eps != like.norm_eps:
         notices.append(
@@ -258,7 +258,7 @@ def _seeing(
             f"says {config.norm_eps}, transformers having one for all"
         )
     vision = config.vision
-    if not _is_imported(source):  # transformers fills in zeros
+    if not is_imported(source):  # transformers fills in zeros
         vision = dataclasses.replace(vision, key_bias=like.vision.key_bias)
     qformer = dataclasses.replace(config.qformer, vocab_size=0, text_head=False)
     return dataclasses.replace(config, vision=vision, qformer=qformer, norm_eps=like.norm_eps)
@@ -308,7 +308,7 @@ def _part(
     role: str, source: Source, table: Table, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Table, Source]:
     prefix = {"language": "language.", "blip-2": "blip2."}.get(role)
-    if prefix and _is_imported(source):
+    if prefix and is_imported(source):
         source = source.under(prefix)
         read = same_paths(source.entries, shapes) + Table(ignore=(_OUR_TEXT,))
     elif role == "language":

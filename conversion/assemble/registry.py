@@ -2,6 +2,7 @@
 
 from conversion.assemble import Assembly
 from conversion.assemble.lmeye import LMEYE
+from conversion.assemble.lynx import LYNX
 from conversion.assemble.networks import BLIP2, CLIP, LLAMA
 from conversion.assemble.pictures import CHEETOR, MINIGPT4
 
@@ -9,6 +10,7 @@ ASSEMBLIES: dict[str, Assembly] = {
     "lmeye": LMEYE,
     "minigpt4": MINIGPT4,
     "cheetor": CHEETOR,
+    "lynx": LYNX,
     "llama": LLAMA,
     "clip": CLIP,
     "blip-2": BLIP2,

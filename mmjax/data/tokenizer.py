@@ -96,6 +96,12 @@ class Tokenizer:
         """Writes a folder that `load` reads."""
         self._tokenizer.save_pretrained(folder)
 
+    def with_pad(self, token: str, folder: Path) -> Path:
+        """Writes the same tokenizer with ``token``, a new one, for padding; returns ``folder``."""
+        self._tokenizer.add_special_tokens({"pad_token": token})
+        self.save(folder)
+        return folder
+
     @property
     def fingerprint(self) -> str:
         """sha256 of all that decides about ids: the same after `save` and `load`."""

@@ -5,7 +5,7 @@ A pre-norm ViT with learned positions and exact GELU. What comes out is the last
 the class token and all patches: no final norm, no pooling, no head. The norm that follows belongs
 to who uses it (`mmjax.models.blip2`); Lynx has none.
 
-BEiT's options (arXiv 2106.08254, section 2.2), which EVA's code has and its published ViT-g leaves
+BEiT's options (arXiv 2106.08254), which EVA's code has and its published ViT-g leaves
 off: relative positions as a bias of the attention, no absolute ones, scaled residual branches.
 """
 

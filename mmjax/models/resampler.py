@@ -1,8 +1,8 @@
-"""Lynx's resampler (arXiv 2307.02469, section 2.2): however many states pictures have, they become
-a fixed number of vectors of the language model's width.
+"""Lynx's resampler (arXiv 2307.02469): however many states pictures have, they become a fixed
+number of vectors of the language model's width.
 
-A Perceiver resampler as Flamingo's (arXiv 2204.14198, section 3.1.1), but keys and values are of
-the media alone: the latents do not see each other (Lynx reference, section 1.2).
+A Perceiver resampler as Flamingo's (arXiv 2204.14198), but keys and values are of the media alone:
+the latents do not see each other (Lynx reference, section 1.2).
 
     latents [q d] --.   every layer    x += attention(norm(x), norm(media))
     media [s e] ----+-->               x += mlp(norm(x))               --> norm --> [q d]

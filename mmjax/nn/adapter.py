@@ -30,8 +30,7 @@ class Adapter(nnx.Module):
 
 
 class GatedCrossAttention(nnx.Module):
-    """Flamingo's gated cross-attention and feed-forward (arXiv 2204.14198, section 3.1.2 and
-    figure 4):
+    """Flamingo's gated cross-attention and feed-forward (arXiv 2204.14198, "GATED XATTN-DENSE"):
 
         x += tanh(attention_gate) * attention(norm(x), seen)
         x += tanh(mlp_gate) * mlp(norm(x))

@@ -10,9 +10,9 @@ adapters inside a frozen language model learn to read them (Lynx reference, sect
 Resampler, adapters and frame embedding are all that trains: 0.688 G of 8.4 G. Rows of a batch may
 have pictures, videos, or text alone.
 
-``fusion`` "cross-attention" is the paper's ablation (table 5), for which there is no code: our
-reading is Flamingo's gated cross-attention (`mmjax.nn.adapter`) before every k-th layer, to the
-resampler's vectors, which are no part of the text then.
+``fusion`` "cross-attention" is the paper's ablation (Lynx reference, section 5.2), for which there
+is no code: our reading is Flamingo's gated cross-attention (`mmjax.nn.adapter`) before every k-th
+layer, to the resampler's vectors, which are no part of the text then.
 """
 
 import dataclasses

@@ -31,6 +31,17 @@ KNOWN = {
     "cheetor_llama2_7b_lavis_saved": (
         "cheetor trained part and Q-Former: 261 of 263 tensors read, 2 ignored by name, 114,608,384"
     ),
+    "EVA01_g_psz14_as_consumed": "eva vit: 511 of 511 tensors read, 985,894,528 parameters",
+    "lynx_vision_encoder_420": (
+        "lynx vision encoder: 589 of 589 tensors read, 986,801,280 parameters"
+    ),
+    "lynx_trained_parts": "lynx trained part: 149 of 149 tensors read, 688,430,224 parameters",
+    "lynx_adapter_freq1_trained_parts": (
+        "lynx trained part: 261 of 261 tensors read, 957,095,072 parameters"
+    ),
+    "lynx_full": (
+        "lynx whole model: 1029 of 1061 tensors read, 32 ignored by name, 8,413,655,312 parameters"
+    ),
     "cheetor_vicuna7b_full": (
         "cheetor whole model: 1066 of 1354 tensors read, 34 ignored by name, 254 second copies, "
         "7,838,945,920 parameters"

@@ -8,8 +8,10 @@ import torch
 from conversion.ops import (
     IDENTITY,
     Conv,
+    FrameTable,
     FusedBiases,
     FusedKernels,
+    GrownRows,
     Positions,
     Squeeze,
     Transpose,
@@ -35,9 +37,13 @@ def _shape(rng, op):
         return (1, rng.integers(1, 5) ** 2 + 1, 3)
     if isinstance(op, Squeeze):
         return (1,) * op.count + tuple(rng.integers(1, 7, rng.integers(1, 3)))
+    if isinstance(op, FrameTable):
+        return (1, rng.integers(1, 6), 1, rng.integers(1, 6))
+    if isinstance(op, FusedKernels) and op.count == 2:
+        return (2 * rng.integers(1, 7), rng.integers(1, 7))
     if isinstance(op, FusedKernels | FusedBiases):
         return (3 * rng.integers(1, 7), *rng.integers(1, 7, int(isinstance(op, FusedKernels))))
-    rank = 2 if isinstance(op, Transpose) else rng.integers(0, 4)
+    rank = 2 if isinstance(op, Transpose | GrownRows) else rng.integers(0, 4)
     return tuple(rng.integers(1, 7, rank))
 
 
@@ -52,8 +58,13 @@ def _shape(rng, op):
         Squeeze(),
         Squeeze(2),
         FusedKernels(),
+        FusedKernels(2),
         FusedBiases(),
         Positions(),
+        FrameTable(),
+        GrownRows(),
+        GrownRows(transposed=True),
+        GrownRows(axis=1),
     ],
 )
 def test_inverse_undoes_forward(op, dtype):
@@ -85,6 +96,24 @@ def test_a_key_bias_of_zero_is_dropped_and_written_again():
     assert y.tolist() == [1, 2, 3, 4, 9, 10, 11, 12]
     assert op.forward_shape((12,)) == y.shape and op.inverse_shape(y.shape) == (12,)
     assert op.inverse(y).tobytes() == x.tobytes()
+
+
+def test_new_rows_are_the_mean_of_the_old():
+    x = np.random.default_rng(4).normal(size=(5, 3)).astype(np.float32)
+    mean = x.mean(axis=0)
+    for op, source, new in (
+        (GrownRows(), x, lambda y: y[5:]),
+        (GrownRows(transposed=True), x, lambda y: y[:, 5:].T),
+        (GrownRows(axis=1), x.T, lambda y: y[:, 5:].T),
+    ):
+        shape = (7, 3) if op == GrownRows() else (3, 7)
+        op = fitted(op, [shape])
+        y = op.forward(source)
+        assert y.shape == op.forward_shape(source.shape) == shape and y.dtype == np.float32
+        np.testing.assert_allclose(new(y), [mean, mean], atol=1e-6)
+        assert "2 more than 5 rows" in op.remark(source.shape)
+        assert op.remark(op.inverse_shape(shape)) is None
+        np.testing.assert_array_equal(op.forward(op.inverse(y)), y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,6 +156,9 @@ def test_conv_is_the_product_with_patches_in_reading_order():
         (FusedKernels(), (7, 3)),
         (FusedBiases(), (7,)),
         (Positions(), (10, 4)),
+        (FrameTable(), (5, 1, 4)),
+        (FrameTable(), (2, 5, 1, 4)),
+        (GrownRows(rows=4), (5, 3)),
     ],
 )
 def test_shapes_that_an_op_does_not_take(op, shape):

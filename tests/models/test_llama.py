@@ -14,6 +14,7 @@ from conversion.tables.llama import LLAMA
 from mmjax.data.batch import Batch, Sequence
 from mmjax.kernels.attention import attention
 from mmjax.models.llama import Llama, LlamaConfig
+from mmjax.nn.cache import Cache
 from mmjax.nn.param import merge, specs
 from mmjax.nn.stack import run
 from mmjax.systems.foundation import LanguageModel, LanguageModelConfig
@@ -120,3 +121,43 @@ def test_published_sizes():
     assert size(LlamaConfig.llama_13b()) == 13_015_864_320
     assert size(LlamaConfig.llama_7b(added_rows=2)) == 6_738_415_616 + 2 * 4096
     assert size(LlamaConfig.llama_7b(tied_head=True)) == 6_738_415_616 - 32000 * 4096
+
+
+@pytest.mark.parametrize("extras", [dict(adapter_every=2, adapter_dim=5), dict(cross_every=2)])
+def test_the_program_does_not_grow_with_depth(extras):
+    """Nor does that of decoding; whatever some layers have besides."""
+
+    def lengths(num_layers: int) -> tuple[int, int]:
+        config = tiny.llama_config(num_layers=num_layers, **extras)
+        shapes = {
+            p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in specs(Llama(config)).items()
+        }
+        x, ones = np.zeros((2, 5, 16), np.float32), np.ones((2, 5), np.int32)
+
+        def read(params):
+            model = merge(Llama(config), params)
+            seen = model.look(x, ones) if config.cross_every else None
+            states, kept = model(x, positions=ones, segments=ones, keep=True, seen=seen)
+            cache = Cache.start([kept], position=ones[:, 0], room=1, seen=seen)
+            return states, model.decode(x[:, :1], cache)
+
+        reading = jax.make_jaxpr(lambda params: read(params)[0])(shapes)
+        return tuple(len(str(j).splitlines()) for j in (reading, jax.make_jaxpr(read)(shapes)))
+
+    assert lengths(12) == lengths(40)
+
+
+def test_settings_that_do_not_go_together():
+    for changes, told in (
+        (dict(adapter_every=3, adapter_dim=4), "adapter_every is 3, it must be 0"),
+        (dict(adapter_every=1, adapter_dim=4, cross_every=1), "one kind of extra"),
+        (dict(adapter_every=1), "adapter_dim 0: both are 0, or neither"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            tiny.llama_config(**changes)
+    model = merge(
+        Llama(config := tiny.llama_config(cross_every=1)), tiny.random_params(specs(Llama(config)))
+    )
+    ones = np.ones((1, 2), np.int32)
+    with pytest.raises(ValueError, match="cross-attention every 1 layers: give what it looks at"):
+        model(np.zeros((1, 2, 16), np.float32), positions=ones, segments=ones)

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from mmjax.data.batch import Batch
 from mmjax.nn.param import merge, specs
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
 from mmjax.systems.registry import SYSTEMS, make_system
-from mmjax.systems.system import config_from_dict, config_to_dict, place, take
+from mmjax.systems.system import config_from_dict, config_to_dict, place, take, token_losses
 
 EMBEDS = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
 TABLE = 100 + np.arange(12, dtype=np.float32).reshape(2, 3, 2)
@@ -31,6 +32,21 @@ def test_place():
 
 def test_a_table_row_that_is_not_there_does_not_pass_for_one():
     assert np.isnan(place(jnp.asarray(EMBEDS), jnp.asarray(TABLE[:, :2]), SLOT, "add")).any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_token_losses_are_torchs(smoothing):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 7)).astype(np.float32)
+    targets = rng.integers(0, 7, (2, 3))
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).reshape(6, 7),
+        torch.tensor(targets).reshape(6),
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    ours = token_losses(jnp.asarray(logits), targets, smoothing)
+    np.testing.assert_allclose(ours.reshape(-1), wanted, atol=1e-6)
 
 
 def test_take_finds_the_first_position_of_each_row():

@@ -22,11 +22,14 @@ from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
+from mmjax.models.eva_vit import EvaVitConfig
+from mmjax.models.resampler import ResamplerConfig
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import put_rows, resolve
 from mmjax.systems.cheetor import CheetorConfig
 from mmjax.systems.foundation import LanguageModelConfig
+from mmjax.systems.lynx import LynxConfig
 from mmjax.systems.minigpt4 import MiniGPT4Config
 from mmjax.systems.registry import SYSTEMS, make_system
 from mmjax.systems.system import System, config_to_dict
@@ -67,6 +70,13 @@ def text_rows(count: int) -> list[Encoded]:
     ]
 
 
+LYNX = LynxConfig(
+    tiny.llama_config(num_layers=3, adapter_every=2, adapter_dim=6),
+    EvaVitConfig(image_size=8, patch_size=4, num_layers=1, embed_dim=32, mlp_dim=16, num_heads=16),
+    ResamplerConfig(
+        embed_dim=16, media_dim=32, mlp_dim=24, num_latents=3, num_layers=2, num_heads=8, head_dim=2
+    ),
+)
 LMEYE = tiny.lmeye_config()
 LMEYE_FILES = ("original/checkpoint.pth", "hf/language", "hf/clip")
 BLIP2_FILES = ("original/checkpoint.pth", "hf/blip-2", "hf/language")
@@ -94,6 +104,14 @@ CASES = {
         frame_size=8,
         frozen=r"blip2\..*|language\..*|projection\..*",
         files=BLIP2_FILES,
+    ),
+    "lynx": Case(
+        LYNX,
+        tiny.picture_rows,
+        Lengths(target=18),
+        frame_size=8,
+        frozen=r"vision\..*|language\.(?!adapters\.).*|frame_embedding",
+        files=("original/finetune_lynx.pt", "original/eva_vit_g.pth", "hf/language"),
     ),
     "language_model": Case(
         LanguageModelConfig(tiny.llama_config()),
