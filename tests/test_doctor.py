@@ -18,7 +18,12 @@ def test_a_working_machine(capsys, monkeypatch):
     assert program.main() == 0
     report = capsys.readouterr().out
     assert "8 cpu" in report and "All is well." in report
-    for name in (jax.__version__, *PROJECT["optional-dependencies"], "tiny llama-multi", "easy-VQA"):
+    for name in (
+        jax.__version__,
+        *PROJECT["optional-dependencies"],
+        "tiny llama-multi",
+        "easy-VQA",
+    ):
         assert name in report, name
 
 
