@@ -15,8 +15,9 @@ full size, with the paper's recipe (Cheetor reference, section 8)
         --config.vpgc.data.source.differences.source=jsonl:differences/pairs.jsonl \\
         --config.vpgc.data.source.captions.source=jsonl:captions.jsonl
 
-The tiny model departs from the paper in one thing, on purpose: it is trained on questions as well,
-which a language model of this size cannot answer unless it has met them with pictures.
+The tiny model departs from the paper in one thing, on purpose: both its stages are trained on
+questions as well, which a language model of this size cannot answer unless it has met them with
+pictures.
 """
 
 from ml_collections import ConfigDict
