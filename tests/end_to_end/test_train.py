@@ -225,7 +225,9 @@ def test_features_of_another_tower_are_refused(finished, tmp_path, capsys):
     said = "pictures: CLIP's preparation, 64x64 there, squashed, 64x64 here"
     assert said in str(error.value) and "weights: " not in str(error.value)
     config["align"]["data"] = config["align"]["data"] | {"preparation": "clip"}
-    with pytest.raises(ValueError, match="one image_size, preparation and num_frames in all data sections"):
+    with pytest.raises(
+        ValueError, match="one image_size, preparation and num_frames in all data sections"
+    ):
         picture_features(dataclasses.replace(run, config=config), finished.workdir)
     config = copy.deepcopy(finished.config)
     for width, message in ((3, r"shape \(3,\), the tower gives \(128,\)"), (128, None)):
