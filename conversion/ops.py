@@ -235,6 +235,56 @@ class FusedBiases:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadwiseKernels:
+    """Queries, keys and values in one `torch.nn.Linear`, head by head: [heads*3*h, in] -> their
+    kernels one below the other, [3*in, heads*h]. So does mPLUG-Owl's tower."""
+
+    heads: int
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        rows, width = self.forward_shape(x.shape)
+        split = x.reshape(self.heads, 3, width // self.heads, -1)
+        return split.transpose(1, 3, 0, 2).reshape(rows, width)
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        shape = self.inverse_shape(x.shape)
+        split = x.reshape(3, shape[1], self.heads, -1)
+        return split.transpose(2, 0, 3, 1).reshape(shape)
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 2 or shape[0] % (3 * self.heads):
+            raise ValueError(f"three layers of {self.heads} heads are [3*out, in], not {shape}")
+        return (3 * shape[1], shape[0] // 3)
+
+    def inverse_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 2 or shape[0] % 3 or shape[1] % self.heads:
+            raise ValueError(f"three kernels of {self.heads} heads are [3*in, out], not {shape}")
+        return (3 * shape[1], shape[0] // 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadwiseBiases:
+    """Their biases, head by head, [heads*3*h] -> [3*heads*h]."""
+
+    heads: int
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.forward_shape(x.shape)
+        return x.reshape(self.heads, 3, -1).swapaxes(0, 1).reshape(-1)
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        self.forward_shape(x.shape)
+        return x.reshape(3, self.heads, -1).swapaxes(0, 1).reshape(-1)
+
+    def forward_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 1 or shape[0] % (3 * self.heads):
+            raise ValueError(f"three biases of {self.heads} heads are [3*out], not {shape}")
+        return shape
+
+    inverse_shape = forward_shape
+
+
+@dataclasses.dataclass(frozen=True)
 class Positions:
     """Learned positions of a class token and a square of patches, [1, 1+g*g, d] -> [1+G*G, d].
 

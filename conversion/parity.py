@@ -26,6 +26,7 @@ from conversion.recordings import (
     lynx,
     lynx_networks,
     minigpt4,
+    mplug_owl,
     prompts,
 )
 
@@ -76,6 +77,9 @@ CASES = (
     Case("Lynx's resampler", lynx_networks.is_resampler, lynx_networks.resampler),
     Case("LLaMA with adapters", lynx_networks.is_llama, lynx_networks.llama),
     Case("Lynx", lynx.is_lynx, lynx.whole),
+    Case("mPLUG-Owl's tower", mplug_owl.is_tower, mplug_owl.tower),
+    Case("mPLUG-Owl's abstractor", mplug_owl.is_abstractor, mplug_owl.abstractor),
+    Case("mPLUG-Owl", mplug_owl.is_owl, mplug_owl.whole),
 )
 
 

@@ -17,11 +17,12 @@ from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
 from conversion.rules import Table
-from conversion.tables import blip2, cheetor, eva_vit, lmeye, lynx, minigpt4
+from conversion.tables import blip2, cheetor, eva_vit, lmeye, lynx, minigpt4, mplug_owl
 from conversion.tables.clip import CLIP, VISION
 from conversion.tables.llama import LLAMA
+from mmjax.models.abstractor import Abstractor, AbstractorConfig
 from mmjax.models.blip2 import Blip2, Blip2Config
-from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVisionConfig
+from mmjax.models.clip import Clip, ClipConfig, ClipTextConfig, ClipVision, ClipVisionConfig
 from mmjax.models.eva_vit import EvaVit, EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.models.qformer import QFormerConfig
@@ -31,6 +32,7 @@ from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
 from mmjax.systems.lynx import Lynx, LynxConfig
 from mmjax.systems.minigpt4 import MiniGPT4, MiniGPT4Config
+from mmjax.systems.mplug_owl import MplugOwl, MplugOwlConfig
 
 Shapes = Mapping[str, Shape]
 
@@ -387,6 +389,39 @@ def lynx_tower_sizes(shapes: Shapes) -> EvaVitConfig:
     return eva_vit_sizes(below("vision_encoder.", shapes))
 
 
+def owl_tower_sizes(shapes: Shapes) -> ClipVisionConfig:
+    """Of mPLUG-Owl's."""
+    inside = below("vision_model.", shapes)
+    d, _, patch, _ = _shape(inside, 4, "embeddings.patch_embed.weight")
+    return ClipVisionConfig(
+        image_size=patch * _grid(_shape(inside, 3, "embeddings.position_embedding")),
+        patch_size=patch,
+        num_layers=_num_layers(inside, "encoder.layers."),
+        embed_dim=d,
+        mlp_dim=_shape(inside, 2, "encoder.layers.0.mlp.fc1.weight")[0],
+        num_heads=1,
+        norm_eps=1e-6,
+    )
+
+
+def abstractor_sizes(shapes: Shapes) -> AbstractorConfig:
+    layers = "abstractor.encoder.layers."
+    _, num_queries, d = _shape(shapes, 3, "query_tokens")
+    return AbstractorConfig(
+        embed_dim=d,
+        out_dim=_shape(shapes, 2, "abstractor.visual_fc.weight")[0],
+        mlp_dim=_shape(shapes, 2, f"{layers}0.crossattention.output.mlp.w1.weight")[0],
+        num_queries=num_queries,
+        num_layers=_num_layers(shapes, layers),
+        num_heads=1,
+    )
+
+
+def mplug_owl_sizes(shapes: Shapes) -> MplugOwlConfig:
+    language = llama_sizes(below("language_model.", shapes))
+    return MplugOwlConfig(language, owl_tower_sizes(shapes), abstractor_sizes(shapes))
+
+
 def without_model_prefix(source: Source) -> Source:
     """Lynx's files may have ``model.`` before every key."""
     if not any(key.startswith("model.bridge.") for key in source.entries):
@@ -406,6 +441,7 @@ CHEETOR_SAVED = Kind(
     "cheetor trained part and Q-Former", cheetor.SAVED, Cheetor, cheetor_saved_sizes
 )
 CHEETOR_FULL = Kind("cheetor whole model", cheetor.FULL, Cheetor, cheetor_full_sizes)
+MPLUG_OWL = Kind("mplug-owl whole model", mplug_owl.full(1), MplugOwl, mplug_owl_sizes)
 KINDS = (
     Kind("llama", LLAMA, Llama, llama_sizes),
     Kind("clip", CLIP, Clip, clip_sizes),
@@ -436,6 +472,9 @@ KINDS = (
         lynx_full_sizes,
         lambda config: lynx.full(config.language.adapter_every),
     ),
+    Kind("mplug-owl vision tower", mplug_owl.tower(1), ClipVision, owl_tower_sizes),
+    Kind("mplug-owl abstractor", mplug_owl.ABSTRACTOR, Abstractor, abstractor_sizes),
+    MPLUG_OWL,
 )
 
 

@@ -125,7 +125,11 @@ class Block(nnx.Module):
 
 
 class ClipVision(nnx.Module):
-    """The ViT. A class token is put first, positions are learned."""
+    """The ViT. A class token is put first, positions are learned.
+
+    mPLUG-Owl's tower is the same network with norms of another epsilon,
+    trained on; it takes `states` of all places through ``post_norm``.
+    """
 
     def __init__(self, config: ClipVisionConfig):
         axes, d = ("vit_embed", "vit_mlp", "vit_heads"), config.embed_dim
@@ -141,15 +145,26 @@ class ClipVision(nnx.Module):
     def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised pixels [b H W 3] -> (states of class token and patches [b p+1 d], pooled [b
         d])."""
+        x, _ = self.states(pixels)
+        return x, self.post_norm(x[:, 0])
+
+    def states(
+        self, pixels: jax.Array, taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Normalised pixels [b H W 3] -> (states of class token and patches [b p+1 d], no norm
+        after them; those after the blocks in ``taps`` [taps b p+1 d] or None)."""
+        body = lambda block, x, *_: (block(x, causal=False), None)  # noqa: E731
+        x, _, tapped = run(self.layers, body, self.embed(pixels), taps=taps)
+        return x, tapped
+
+    def embed(self, pixels: jax.Array) -> jax.Array:
+        """Normalised pixels [b H W 3] -> what goes into the first block [b p+1 d]."""
         x = self.patch(cut_patches(pixels, self.config.patch_size))
         first = jnp.broadcast_to(
             self.class_embedding[...].astype(x.dtype), (x.shape[0], 1, x.shape[2])
         )
         x = jnp.concatenate([first, x], axis=1) + self.position[...].astype(x.dtype)
-        x, _, _ = run(
-            self.layers, lambda block, x, *_: (block(x, causal=False), None), self.pre_norm(x)
-        )
-        return x, self.post_norm(x[:, 0])
+        return self.pre_norm(x)
 
 
 class ClipText(nnx.Module):

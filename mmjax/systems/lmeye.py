@@ -30,6 +30,7 @@ from mmjax.data.batch import Batch
 from mmjax.models.clip import Clip, ClipConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.nn.dense import Linear
+from mmjax.nn.dropout import dropout, row_keys
 from mmjax.nn.param import normal, param
 from mmjax.systems.system import Output, System, read, take
 
@@ -168,7 +169,7 @@ class LMEye(System):
         soft = self.decomposition(v)
         prompts = soft.reshape(b, config.num_prompts, -1)
         if dropout_key is not None and config.dropout > 0:
-            prompts = _dropout(prompts, config.dropout, dropout_key, row_id)
+            prompts = dropout(prompts, config.dropout, row_keys(dropout_key, row_id))
         vocab = config.clip.text.vocab_size
         bos = vocab - 2 if config.clip_bos is None else config.clip_bos
         eos = vocab - 1 if config.clip_eos is None else config.clip_eos
@@ -181,11 +182,3 @@ class LMEye(System):
         response = self.response_linear(feature)
         aux = {"soft": soft, "clip_in": x, "clip_out": states, "clip_feature": feature}
         return response.reshape(b, config.num_responses, -1), aux
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array, row_id: jax.Array) -> jax.Array:
-    """Drops entries of x [b ...]; a row's mask depends on its id, not on its place or the batch's
-    size."""
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_id)
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

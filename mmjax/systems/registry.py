@@ -5,6 +5,7 @@ from mmjax.systems.foundation import Blip2Pretraining, Contrastive, LanguageMode
 from mmjax.systems.lmeye import LMEye
 from mmjax.systems.lynx import Lynx
 from mmjax.systems.minigpt4 import MiniGPT4
+from mmjax.systems.mplug_owl import MplugOwl
 from mmjax.systems.system import System, config_from_dict
 
 SYSTEMS: dict[str, type[System]] = {
@@ -12,6 +13,7 @@ SYSTEMS: dict[str, type[System]] = {
     "minigpt4": MiniGPT4,
     "cheetor": Cheetor,
     "lynx": Lynx,
+    "mplug_owl": MplugOwl,
     "language_model": LanguageModel,
     "clip": Contrastive,
     "blip-2-pretraining": Blip2Pretraining,

@@ -42,6 +42,9 @@ KNOWN = {
     "lynx_full": (
         "lynx whole model: 1029 of 1061 tensors read, 32 ignored by name, 8,413,655,312 parameters"
     ),
+    "mplug_owl_llama_7b": (
+        "mplug-owl whole model: 722 of 754 tensors read, 32 ignored by name, 7,123,068,928"
+    ),
     "cheetor_vicuna7b_full": (
         "cheetor whole model: 1066 of 1354 tensors read, 34 ignored by name, 254 second copies, "
         "7,838,945,920 parameters"

@@ -12,6 +12,8 @@ from conversion.ops import (
     FusedBiases,
     FusedKernels,
     GrownRows,
+    HeadwiseBiases,
+    HeadwiseKernels,
     Positions,
     Squeeze,
     Transpose,
@@ -39,6 +41,9 @@ def _shape(rng, op):
         return (1,) * op.count + tuple(rng.integers(1, 7, rng.integers(1, 3)))
     if isinstance(op, FrameTable):
         return (1, rng.integers(1, 6), 1, rng.integers(1, 6))
+    if isinstance(op, HeadwiseKernels | HeadwiseBiases):
+        rows = 3 * op.heads * rng.integers(1, 5)
+        return (rows, 4) if isinstance(op, HeadwiseKernels) else (rows,)
     if isinstance(op, FusedKernels) and op.count == 2:
         return (2 * rng.integers(1, 7), rng.integers(1, 7))
     if isinstance(op, FusedKernels | FusedBiases):
@@ -65,6 +70,8 @@ def _shape(rng, op):
         GrownRows(),
         GrownRows(transposed=True),
         GrownRows(axis=1),
+        HeadwiseKernels(2),
+        HeadwiseBiases(3),
     ],
 )
 def test_inverse_undoes_forward(op, dtype):
@@ -83,6 +90,15 @@ def test_fused_kernels_are_three_transposed_ones():
     rows = FusedKernels().forward(parts.reshape(15, 4))
     for part, ours in zip(parts, split_rows(rows, [4, 4, 4]), strict=True):
         np.testing.assert_array_equal(ours, part.T)
+
+
+def test_headwise_kernels_have_the_three_of_a_head_together():
+    parts = np.random.default_rng(4).normal(size=(3, 6, 4))  # [out, in] each, 2 heads of 3
+    source = np.concatenate([part[rows] for rows in (slice(3), slice(3, 6)) for part in parts])
+    ours = split_rows(HeadwiseKernels(2).forward(source), [4, 4, 4])
+    for part, kernel in zip(parts, ours, strict=True):
+        np.testing.assert_array_equal(kernel, part.T)
+    assert HeadwiseBiases(2).forward(source[:, 0]).tolist() == parts[:, :, 0].reshape(-1).tolist()
 
 
 def test_a_key_bias_of_zero_is_dropped_and_written_again():
@@ -151,6 +167,8 @@ def test_conv_is_the_product_with_patches_in_reading_order():
         (Conv(), (4, 1, 2, 2)),
         (Conv(), (4, 3, 2, 3)),
         (Conv(), (4, 3)),
+        (HeadwiseKernels(2), (9, 4)),
+        (HeadwiseBiases(4), (6,)),
         (Squeeze(2), (1, 3, 4)),
         (Squeeze(), (1,)),
         (FusedKernels(), (7, 3)),
