@@ -9,11 +9,12 @@ alone with special tokens off. A template is plain data, so it travels inside a 
     `LMEyeQuestion`     LMEye, stage 2 (instruction), chat      prefix, request, target
     `PicturePrompt`     MiniGPT-4, LRV V1, Cheetor              target
     `LynxPrompt`        Lynx                                    target
+    `OwlPrompt`         mPLUG-Owl, LRV V2                       target
     `PlainText`         language-model foundation               target
     `CaptionPair`       CLIP foundation                         request, target (two texts)
 
 Prompts and layouts: LMEye reference, section 3; MiniGPT-4 reference, sections 5 and 9; Cheetor
-reference, sections 4 and 7; Lynx reference, section 1.5.
+reference, sections 4 and 7; Lynx reference, section 1.5; mPLUG-Owl reference, sections 2 and 3.
 """
 
 import dataclasses
@@ -21,66 +22,12 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from mmjax.data.example import BadSample, Example, Media, Text
+from mmjax.data.owl_prompt import OwlPrompt
+from mmjax.data.segments import Encoded, Segment, Template, exchanges, is_silent
 from mmjax.data.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """A run of tokens with one meaning.
-
-    Attributes:
-      ids: token ids; exactly one for a slot.
-      is_target: whether these tokens are to be predicted.
-      slot: (slot table, row) whose embedding belongs at this position, or None for text.
-      weight: of each of these tokens in the loss, if they are targets.
-    """
-
-    ids: tuple[int, ...]
-    is_target: bool = False
-    slot: tuple[str, int] | None = None
-    weight: float = 1.0
-
-    def __post_init__(self):
-        if self.slot is not None and (len(self.ids) != 1 or self.is_target):
-            raise ValueError(f"slot {self.slot} must be one token that is no target, got {self}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One row before padding: its pictures, and the segments of its texts (None: no such text)."""
-
-    target: list[Segment]
-    prefix: list[Segment] | None = None
-    request: list[Segment] | None = None
-    media: tuple[Media, ...] = ()
-
-
-class Template(Protocol):
-    """Whatever takes examples without pictures, too, puts its pictures into the prefix, or, where
-    it has no prefix, into the target.
-
-    Attributes:
-      takes_history: whether earlier questions and answers may stand before a question. Where not,
-        each question of a conversation is asked on its own.
-    """
-
-    takes_history: ClassVar[bool]
-
-    def encode(
-        self, example: Example, tokenizer: Tokenizer, *, generating: bool = False
-    ) -> Encoded:
-        """``generating``: stop before the answer, which ``example`` then need not have.
-
-        Raises:
-          BadSample: the example does not fit the template.
-        """
-
-    def together(self, rows: list[Encoded]) -> list[Encoded]:
-        """The rows of a batch as they are read; as they are, unless a subclass says otherwise."""
-        return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +229,7 @@ class PicturePrompt(Template):
                 target.append(Segment(tuple(ids)))
         if not media:
             raise BadSample(example.id, None, "it has no pictures, the template takes one or more")
-        if _is_silent(example) and "{message}" in self.prompt and not self.requests:
+        if is_silent(example) and "{message}" in self.prompt and not self.requests:
             raise BadSample(example.id, None, "it has no user text")
         if self.guidance == "last":
             target[-1:] = self._guided(target[-1], example)
@@ -305,7 +252,7 @@ class PicturePrompt(Template):
             said += [part if isinstance(part, Media) else part.text for part in parts]
         if "{pictures}" in self.prompt:
             said = [part for part in said if isinstance(part, Media)]
-        elif self.requests and _is_silent(example):
+        elif self.requests and is_silent(example):
             said.append(self.requests[zlib.crc32(example.id.encode()) % len(self.requests)])
         strings = [(example.text("system") or self.system) + head]
         pieces: list[str | Media] = []
@@ -335,7 +282,7 @@ class PicturePrompt(Template):
         """As `_exchanges`, what the user says cut."""
         return [
             ([self._cut(part) if isinstance(part, Text) else part for part in parts], answer)
-            for parts, answer in _exchanges(example)
+            for parts, answer in exchanges(example)
         ]
 
     def _cut(self, text: Text) -> Text:
@@ -418,7 +365,7 @@ class LynxPrompt(Template):
     def encode(
         self, example: Example, tokenizer: Tokenizer, *, generating: bool = False
     ) -> Encoded:
-        _, answer = _exchanges(example)[-1]
+        _, answer = exchanges(example)[-1]
         if not generating and answer is None:
             raise BadSample(example.id, None, "it has no assistant text")
         ids = (tokenizer.bos_id, *tokenizer.encode(self.text(example)))
@@ -439,13 +386,13 @@ class LynxPrompt(Template):
         """
         if example.text("system"):
             raise BadSample(example.id, None, "it has a system text, for which Lynx has no place")
-        exchanges, text = _exchanges(example), ""
-        for number, (parts, answer) in enumerate(exchanges):
+        turns, text = exchanges(example), ""
+        for number, (parts, answer) in enumerate(turns):
             asked = "".join(part.text for part in parts if isinstance(part, Text))
             if not asked.strip():
                 raise BadSample(example.id, None, "it has no user text")
             text += self.prompt.strip().replace("{question}", asked)
-            if number < len(exchanges) - 1:
+            if number < len(turns) - 1:
                 text += self.earlier.replace("{answer}", answer)
         return self._cased(text.strip())
 
@@ -524,6 +471,7 @@ _REGISTRY = {
     "lmeye-question": LMEyeQuestion,
     "picture-prompt": PicturePrompt,
     "lynx-prompt": LynxPrompt,
+    "owl-prompt": OwlPrompt,
     "plain-text": PlainText,
     "caption-pair": CaptionPair,
 }
@@ -562,30 +510,6 @@ def from_json(data: Mapping[str, Any]) -> Template:
     if unknown or missing:
         raise ValueError(f"template {name!r}: unknown fields {unknown}, missing fields {missing}")
     return cls(**fields)
-
-
-def _exchanges(example: Example) -> list[tuple[tuple[Text | Media, ...], str | None]]:
-    """(the user's parts, the answer or None for the last) of each exchange."""
-    turns = [turn for turn in example.turns if turn.role != "system"]
-    roles = [turn.role for turn in turns]
-    if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
-        raise BadSample(
-            example.id,
-            None,
-            f"it has turns of {', '.join(turn.role for turn in example.turns)}; the template "
-            "takes user and assistant by turns, the user first",
-        )
-    found = []
-    for asked, *answered in (turns[i : i + 2] for i in range(0, len(turns), 2)):
-        answer = "".join(part.text for turn in answered for part in turn.parts)
-        found.append((asked.parts, answer if answer.strip() else None))
-    if any(answer is None for _, answer in found[:-1]):
-        raise BadSample(example.id, None, "an earlier answer in it has no text")
-    return found
-
-
-def _is_silent(example: Example) -> bool:
-    return not example.text("user").strip()
 
 
 def _joined(parts: Iterable[str | Media]) -> list[str | Media]:
