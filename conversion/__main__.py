@@ -1,5 +1,5 @@
-"""``python -m conversion COMMAND``: import, export, inspect, parity, manifest, features; ``--help``
-after each."""
+"""``python -m conversion COMMAND``: import, export, merge, unmerge, inspect, parity, manifest,
+features; ``--help`` after each."""
 
 import argparse
 import sys
@@ -8,7 +8,8 @@ from pathlib import Path
 from conversion.assemble.registry import ASSEMBLIES
 from conversion.engine import ConversionError
 from conversion.io import SourceError
-from conversion.transfer import export_checkpoint, import_checkpoint
+from conversion.merge import say_differences
+from conversion.transfer import change_checkpoint, export_checkpoint, import_checkpoint
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -30,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--out", required=True, type=Path, metavar="DIR")
     bring.add_argument("--dtype", choices=FLOATS, help="default: as in the sources")
     bring.add_argument(
+        "--lora-alpha", type=float, help="of LoRA; default: as its adapter_config.json says, or 32"
+    )
+    bring.add_argument(
         "--upstream-embedding-img-bug",
         action="store_true",
         help="LMEye: overwrite embedding_img by embedding_imgd, as upstream's loaders do",
@@ -37,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     give = commands.add_parser("export", help="an imported checkpoint -> a format of others")
     give.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
-    give.add_argument("--format", required=True, choices=("original", "hf"))
+    give.add_argument("--format", required=True, choices=("original", "hf", "peft"))
     give.add_argument("--out", required=True, type=Path, metavar="DIR")
     give.add_argument("--dtype", choices=FLOATS, help="default: as stored")
     give.add_argument("--stage", type=int, choices=(1, 2), default=2, help="LMEye, format original")
@@ -47,6 +51,26 @@ def _parser() -> argparse.ArgumentParser:
     give.add_argument(
         "--drop-added-rows", action="store_true", help="drop rows of added tokens that are not zero"
     )
+
+    give.add_argument(
+        "--merge", action="store_true", help="add LoRA to the kernels, as the command merge does"
+    )
+
+    for name, what in (
+        ("merge", "LoRA into the kernels beside it -> an imported checkpoint"),
+        ("unmerge", "and out of them again"),
+    ):
+        change = commands.add_parser(name, help=what)
+        change.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
+        change.add_argument("--out", required=True, type=Path, metavar="DIR")
+        if name == "unmerge":
+            change.add_argument(
+                "--adapter",
+                required=True,
+                type=Path,
+                metavar="DIR",
+                help="an imported checkpoint or a run that has the LoRA which was merged",
+            )
 
     look = commands.add_parser("inspect", help="keys, shapes, dtypes, what it is, which table fits")
     look.add_argument("path", type=Path, metavar="FILE_OR_DIR")
@@ -74,8 +98,11 @@ def _run(args: argparse.Namespace) -> int:
         _print_report(report)
         print(f"written: {args.out}")
     elif args.command == "export":
-        for file in export_checkpoint(**options):
+        for file in export_checkpoint(**options, tell=print):
             print(f"written: {file}")
+    elif args.command in ("merge", "unmerge"):
+        print(say_differences(*change_checkpoint(**options)))
+        print(f"written: {args.out}")
     elif args.command == "features":
         from conversion.features import import_features
 

@@ -328,7 +328,7 @@ def write_safetensors(
         else ["model.safetensors"]
     )
     for name, shard in zip(names, shards, strict=True):
-        _write_shard(folder / name, shard)
+        write_shard(folder / name, shard)
     if n > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(_num_bytes(entry) for entry in entries.values())
@@ -342,7 +342,8 @@ def _num_bytes(entry: Entry) -> int:
     return math.prod(entry.shape) * entry.dtype.itemsize
 
 
-def _write_shard(path: Path, entries: Mapping[str, Entry]) -> None:
+def write_shard(path: Path, entries: Mapping[str, Entry]) -> None:
+    """Writes one safetensors file; one tensor in memory at a time. Use it within `completed`."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     entries = dict(

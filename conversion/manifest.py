@@ -58,7 +58,7 @@ def main(paths: list[Path]) -> int:
             print(f"FAIL  {path}  {_brief(error)}")
         else:
             read = [step for step in plan.steps if not step.is_copy]
-            parameters = sum(math.prod(source.entries[step.key].shape) for step in read)
+            parameters = sum(math.prod(plan.source.entries[step.key].shape) for step in read)
             copies = len(plan.steps) - len(read)
             ignored = f", {len(plan.ignored)} ignored by name" if plan.ignored else ""
             ignored += f", {copies} second copies" if copies else ""

@@ -42,8 +42,8 @@ class Case:
       compute: (config, state or None, recorded tensors) -> (name -> `Ours`, name -> why it is not
         compared, remarks). What is computed in another way besides is ``name, HOW``.
       further: files of tensors that the folder may have besides, without suffix. Recorded ones
-        (``io_*`` and others) are added as ``FILE.name``; weights (``state_*``, ``source``) are
-        handed on as ``config["weights"]``, by the file's name.
+        (``io_*`` and others) are added as ``FILE.name``; weights (``state_*``, ``source``,
+        ``adapter``) are handed on as ``config["weights"]``, by the file's name.
       told: config -> recorded arrays that it holds.
     """
 
@@ -80,6 +80,7 @@ CASES = (
     Case("mPLUG-Owl's tower", mplug_owl.is_tower, mplug_owl.tower),
     Case("mPLUG-Owl's abstractor", mplug_owl.is_abstractor, mplug_owl.abstractor),
     Case("mPLUG-Owl", mplug_owl.is_owl, mplug_owl.whole),
+    Case("mPLUG-Owl with LoRA", mplug_owl.is_lora, mplug_owl.with_adapter, further=("adapter",)),
 )
 
 
@@ -144,7 +145,7 @@ def compare(folder: Path) -> bool:
     for stem in case.further:
         if not (path := folder / f"{stem}.safetensors").is_file():
             continue
-        if stem.startswith(("state", "source")):
+        if stem.startswith(("state", "source", "adapter")):
             weights[stem] = read(path)
         else:
             recorded |= {f"{stem}.{name}": value for name, value in load_file(path).items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import nnx
 
+from conversion import lora
 from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
@@ -27,6 +28,7 @@ from mmjax.models.eva_vit import EvaVit, EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.models.qformer import QFormerConfig
 from mmjax.models.resampler import ResamplerConfig
+from mmjax.nn.lora import LoraConfig, with_lora
 from mmjax.nn.param import specs
 from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
@@ -53,7 +55,7 @@ class Kind:
 
     name: str
     table: Table
-    model: type[nnx.Module]
+    model: Callable[[Any], nnx.Module]
     infer: Callable[[Shapes], object]
     table_of: Callable[[Any], Table] | None = None
 
@@ -422,6 +424,69 @@ def mplug_owl_sizes(shapes: Shapes) -> MplugOwlConfig:
     return MplugOwlConfig(language, owl_tower_sizes(shapes), abstractor_sizes(shapes))
 
 
+WithLora = tuple[Any, LoraConfig]
+
+
+def _lora_part(shapes: Shapes) -> Shapes:
+    return {key: shape for key, shape in shapes.items() if ".lora_" in key}
+
+
+def _lora(model: nnx.Module, names: Table, shapes: Shapes) -> LoraConfig:
+    target, rank, problems = lora.sizes(model, names, _lora_part(shapes))
+    if problems:
+        raise UnknownSizes("; ".join(problems))
+    return LoraConfig(target, rank)
+
+
+def mplug_owl_lora_sizes(shapes: Shapes) -> WithLora:
+    config = mplug_owl_sizes(shapes)
+    return config, _lora(MplugOwl(config), mplug_owl.full(1), shapes)
+
+
+def mplug_owl_adapter_sizes(shapes: Shapes) -> WithLora:
+    """Sizes of the language model that do not show, and all of the tower's, are 1."""
+    language, adapter = llama_adapter_sizes(below("language_model.", shapes))
+    d = language.embed_dim
+    small = dict(num_layers=1, mlp_dim=1, num_heads=1, embed_dim=1)
+    config = MplugOwlConfig(
+        language,
+        ClipVisionConfig(image_size=1, patch_size=1, **small),
+        AbstractorConfig(num_queries=1, out_dim=d, **small),
+    )
+    return config, dataclasses.replace(adapter, target=rf"language\.(?:{adapter.target})")
+
+
+def llama_adapter_sizes(shapes: Shapes) -> WithLora:
+    """Sizes of the language model that do not show are 1."""
+    side = {"lora_A": 1, "lora_B": 0}
+
+    def width(leaf: str, *layers: str) -> int:
+        keys = [f"model.layers.0.{layer}.{leaf}.weight" for layer in layers]
+        there = [key for key in keys if key in shapes]
+        return _shape(shapes, 2, *there)[side[leaf]] if there else 0
+
+    reads, writes = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (
+        "self_attn.o_proj", "mlp.down_proj",
+    )  # fmt: skip
+    wide = ("mlp.gate_proj", "mlp.up_proj")
+    d = width("lora_A", *reads, *wide) or width("lora_B", *writes)
+    if not d:
+        raise UnknownSizes("no layer's LoRA tells how wide the language model is")
+    q = width("lora_B", reads[0]) or width("lora_A", writes[0]) or d
+    kv = width("lora_B", *reads[1:]) or q
+    head_dim = math.gcd(q, kv)
+    config = LlamaConfig(
+        vocab_size=1,
+        num_layers=_num_layers(shapes, "model.layers."),
+        embed_dim=d,
+        mlp_dim=width("lora_B", *wide) or width("lora_A", writes[1]) or 1,
+        num_heads=q // head_dim,
+        num_kv_heads=kv // head_dim,
+        head_dim=head_dim,
+    )
+    return config, _lora(Llama(config), LLAMA, shapes)
+
+
 def without_model_prefix(source: Source) -> Source:
     """Lynx's files may have ``model.`` before every key."""
     if not any(key.startswith("model.bridge.") for key in source.entries):
@@ -475,6 +540,24 @@ KINDS = (
     Kind("mplug-owl vision tower", mplug_owl.tower(1), ClipVision, owl_tower_sizes),
     Kind("mplug-owl abstractor", mplug_owl.ABSTRACTOR, Abstractor, abstractor_sizes),
     MPLUG_OWL,
+    Kind(
+        "mplug-owl whole model with LoRA",
+        mplug_owl.full(1) + lora.lora_rules(mplug_owl.full(1)),
+        lambda made: with_lora(MplugOwl(made[0]), made[1]),
+        mplug_owl_lora_sizes,
+    ),
+    Kind(
+        "mplug-owl LoRA adapter",
+        lora.lora_rules(mplug_owl.full(1)),
+        lambda made: with_lora(MplugOwl(made[0]), made[1]),
+        mplug_owl_adapter_sizes,
+    ),
+    Kind(
+        "llama LoRA adapter",
+        lora.lora_rules(LLAMA),
+        lambda made: with_lora(Llama(made[0]), made[1]),
+        llama_adapter_sizes,
+    ),
 )
 
 
@@ -484,7 +567,7 @@ def recognise(source: Source) -> tuple[Kind, object, Plan]:
     Raises:
       ConversionError: none does; the problems are those of the table that comes closest.
     """
-    source = without_model_prefix(source)
+    source = lora.plain(without_model_prefix(source))
     if not source.entries:
         raise ConversionError(source.name, ["there are no tensors in it"])
     known = {kind: consumed for kind in KINDS if (consumed := kind.num_consumed(source))}

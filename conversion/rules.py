@@ -137,6 +137,21 @@ class Table:
             ),
         )
 
+    def half(self, path_prefix: str, reason: str) -> "Table":
+        """What leads to paths that start so; all other keys are ignored, for this reason."""
+        rules = [all(path.startswith(path_prefix) for path in rule.paths) for rule in self.rules]
+        others = (rule for rule, kept in zip(self.rules, rules, strict=True) if not kept)
+        return dataclasses.replace(
+            self,
+            rules=tuple(rule for rule, kept in zip(self.rules, rules, strict=True) if kept),
+            ignore=self.ignore
+            + tuple(
+                Ignore(_pattern(spelling).pattern, reason)
+                for rule in others
+                for spelling in rule.spellings
+            ),
+        )
+
     def bind(self, shapes: Mapping[str, Shape]) -> list[Binding]:
         """The table for a model with these leaves, one binding for each source tensor, in the order
         of the rules."""

@@ -5,13 +5,16 @@ in its config.json).
 """
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from conversion.io import Entry, Source, SourceError
 from mmjax.models.blip2 import Blip2, Blip2Config
+from mmjax.nn.lora import target_of
 from mmjax.nn.param import Params, specs, subset
-from mmjax.systems.registry import make_system
+from mmjax.systems.registry import make_system, split_lora
 from mmjax.systems.system import config_from_dict
+from mmjax.train.optim import TrainRule, select
 from mmjax.train.origin import starting_weights
 
 # Foundations are networks on their own: (system of the run) -> (network, where it is in the run's
@@ -39,8 +42,11 @@ def read_run(folder: str | Path) -> Source:
     ``config`` has ``system``, ``variant`` and ``model`` as an imported checkpoint's, and
     ``tokenizer``, a folder, where there is a text to read.
 
+    ``trained`` are the paths that its stages trained.
+
     Raises:
-      SourceError: the run has not finished its last stage.
+      SourceError: the run has not finished its last stage, or is a foundation with LoRA in what is
+        no language model.
     """
     folder = Path(folder).absolute()
     config = json.loads((folder / "config.json").read_text())
@@ -49,16 +55,25 @@ def read_run(folder: str | Path) -> Source:
         arrays = starting_weights({"weights": {"all": folder}}, wanted)
     except ValueError as error:
         raise SourceError(str(error)) from error
+    rules = ([TrainRule(*rule) for rule in config[stage]["train"]] for stage in config["stages"])
+    trained = sorted({path for some in rules for path in select(some, wanted).trainable})
     header = {"variant": config["variant"], "tokenizer": str(folder / "tokenizer")}
     if config["system"] in FOUNDATIONS:
         network, part = FOUNDATIONS[config["system"]]
+        lora = split_lora(config["model"])[1]
+        if lora is not None and network != "llama":
+            raise SourceError(f"{folder}: LoRA in a {network} of its own has no format")
         arrays, model = subset(arrays, part), config["model"][part]
+        trained = [path.removeprefix(f"{part}.") for path in trained]
+        if lora is not None:
+            model = model | {"lora": asdict(replace(lora, target=target_of(arrays)))}
         if network == "blip-2":
             arrays, model = _without_text(arrays, model)
             del header["tokenizer"]
         header |= {"system": network, "model": model}
     else:
         header |= {"system": config["system"], "model": config["model"]}
+    header["trained"] = trained
     entries = {path: Entry(x.shape, x.dtype, lambda x=x: x) for path, x in arrays.items()}
     return Source(str(folder), entries, (folder,), config=header)
 

@@ -18,8 +18,9 @@ from conversion.huggingface import NETWORKS, config_from_hf, network_of
 from conversion.io import Source, SourceError, read
 from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
+from mmjax.nn.lora import is_lora
 from mmjax.nn.param import ParamSpec
-from mmjax.systems.registry import SYSTEMS
+from mmjax.systems.registry import SYSTEMS, split_lora
 from mmjax.systems.system import config_from_dict
 
 Config = TypeVar("Config")
@@ -42,7 +43,7 @@ def load_weights(
       dtype, put, seed: as in `conversion.engine.load`.
 
     Returns:
-      Every parameter below the paths in ``parts``, no others.
+      Every parameter below the paths in ``parts``, no others; without LoRA, if the source has none.
 
     Raises:
       SourceError: something is no checkpoint.
@@ -62,6 +63,8 @@ def plan_weights(
         if not below:
             raise ConversionError(str(where), [f"the model has no parameters below {module!r}"])
         table, source = _weights(locate(where), module, below)
+        if not any(is_lora(key) for key in source.entries):  # it starts anew
+            below = {path: spec for path, spec in below.items() if not is_lora(path)}
         name, part = (
             f"{module or 'all'} from {where}",
             f"the part {module!r}" if module else "the model",
@@ -83,7 +86,7 @@ def config_of(where: str | Path, part: str, kind: type[Config]) -> Config:
     folder = locate(where)
     if is_imported(folder):
         header = read_imported(folder).config
-        name, values = header["system"], header["model"]
+        name, (values, _) = header["system"], split_lora(header["model"])
         if name in NETWORKS:
             config = config_from_dict(NETWORKS[name].config, values)
         else:
@@ -108,12 +111,16 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
     prefix = f"{module}." if module else ""
     if not is_imported(folder):
         source = read(folder, pickles=False)
-        network = network_of(source.config, folder)
-        return NETWORKS[network].table.under(path_prefix=prefix), source
+        table = NETWORKS[network_of(source.config, folder)].table
+        whole = table.under(path_prefix=prefix)
+        if any(whole.fills(path) for path in below):
+            return whole, source
+        return table.half(prefix, "another part of the network"), source
     source = read_imported(folder)
-    if (system := source.config["system"]) in NETWORKS:
+    is_network = (system := source.config["system"]) in NETWORKS
+    if is_network and not any(path in below for path in source.entries):
         source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init
-    else:
+    else:  # of a system, or of a network that has a part of the same name
         entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
         source, init = dataclasses.replace(source, entries=entries), ()
     shapes = {path: spec.shape for path, spec in below.items()}

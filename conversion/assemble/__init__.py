@@ -2,15 +2,18 @@
 `Assembly` for each, in `conversion.assemble.registry`."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from conversion.engine import ConversionError
 from conversion.io import Source
-from conversion.rules import Table
+from conversion.ops import Shape
+from conversion.rules import Ignore, Table
 from mmjax.data.templates import Template
 
 SIZES = ("vocab_size", "num_layers", "embed_dim", "mlp_dim", "num_heads")
@@ -23,10 +26,12 @@ class Options:
     Attributes:
       variant: a published size, which the sources must have; None = whatever they have.
       upstream_embedding_img_bug: load as LMEye's own loaders do (LMEye reference, Q6).
+      lora_alpha: of LoRA, in place of what its files say.
     """
 
     variant: str | None = None
     upstream_embedding_img_bug: bool = False
+    lora_alpha: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +58,20 @@ class Assembled:
 
 @dataclasses.dataclass(frozen=True)
 class TorchFile:
-    """A file of the originals. ``paths`` (regex): the parameters that are in it; ``container``: the
-    key that they are below, or None."""
+    """A file of the originals.
+
+    Attributes:
+      paths: regex of the parameters that are in it.
+      container: the key that they are below, or None.
+      wrapped: whether it is a whole model that PEFT wrapped, where there is LoRA.
+      buffers: tensors of it that are no parameters.
+    """
 
     paths: str
     table: Table
     container: str | None
+    wrapped: bool = False
+    buffers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +92,14 @@ class Assembly:
       assemble: (opened sources, options) -> what they make; raises SourceError or ConversionError.
       original: (config, stage) -> name -> file; None where the originals' format is transformers'.
       folders: config -> name -> folder.
+      names: config -> what the originals call all tensors; None where LoRA is not known.
     """
 
     config: type
     assemble: Callable[[Sequence[Source], Options], Assembled]
     original: Callable[[Any, int], Mapping[str, TorchFile]] | None
     folders: Callable[[Any], Mapping[str, Folder]]
+    names: Callable[[Any], Table] | None = None
 
 
 def tokenizer_of(source: Source) -> Path:
@@ -102,3 +117,38 @@ def check_sizes(pairs: Mapping[str, tuple[Any, Any]], sizes: Sequence[str] = SIZ
         if getattr(wanted, size, None) != getattr(given, size, None)
     ]:
         raise ConversionError("the sources are of another size than the variant", problems)
+
+
+def left_to(
+    state: tuple[Table, Source], other: tuple[Table, Source], shapes: Mapping[str, Shape]
+) -> Table:
+    """A table to add to that of ``other``: what the state has, too, is left to it.
+
+    Raises:
+      ConversionError: a tensor of the other holds several of ours, of which the state has some.
+    """
+    table, source = state
+    held = {
+        (slot.path, slot.row)
+        for binding in table.bind(shapes)
+        if not source.entries.keys().isdisjoint(binding.keys)
+        for slot in binding.slots
+    }
+    both, problems = [], []
+    for binding in other[0].bind(shapes):
+        there = [(slot.path, slot.row) in held for slot in binding.slots]
+        keys = [key for key in binding.keys if key in other[1].entries]
+        if keys and all(there):
+            both += keys
+        elif keys and any(there):
+            problems.append(
+                f"{keys[0]} holds several tensors, of which {source.name} has some, not all: give "
+                "a file that has all of them, or none"
+            )
+    if problems:
+        raise ConversionError(other[1].name, problems)
+    if not both:
+        return Table()
+    keys = "|".join(map(re.escape, both))
+    reason = "the trained file has it, too, and is loaded over the others, as in the original"
+    return Table(ignore=(Ignore(f"(?:{keys})", reason, overrides=True),))

@@ -119,4 +119,4 @@ def below(folder: Folder, name: str) -> Folder:
     return dataclasses.replace(folder, paths=rf"{name}\..*", table=table)
 
 
-LMEYE = Assembly(LMEyeConfig, _assemble, _original, _folders)
+LMEYE = Assembly(LMEyeConfig, _assemble, _original, _folders, lambda config: lmeye.FULL)

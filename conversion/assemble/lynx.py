@@ -13,7 +13,6 @@ original loads it over the others: it may have been trained on.
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from conversion.assemble import (
     Options,
     TorchFile,
     check_sizes,
+    left_to,
     tokenizer_of,
 )
 from conversion.assemble.networks import folder_of
@@ -40,7 +40,7 @@ from conversion.recognise import (
     lynx_trained_sizes,
     without_model_prefix,
 )
-from conversion.rules import Ignore, Table, same_paths
+from conversion.rules import Table, same_paths
 from conversion.tables import eva_vit, lynx
 from mmjax.data.templates import LynxPrompt
 from mmjax.models.eva_vit import EvaVitConfig
@@ -73,7 +73,7 @@ def _assemble(opened: Sequence[Source], options: Options) -> Assembled:
             if role == "language" and is_imported(source):
                 source = source.under("language.")
             table = _table(role, source, config, shapes)
-            table += _already(parts[0], (table, source), shapes)
+            table += left_to(parts[0], (table, source), shapes)
             parts.append((table, dataclasses.replace(source, name=role)))
     template = LynxPrompt(config.tokens_per_picture)
     notices.append(f"questions are asked as {template.prompt!r}, in lower case")
@@ -274,41 +274,6 @@ def _table(role: str, source: Source, config: LynxConfig, shapes: Mapping[str, S
     return dataclasses.replace(table, rules=tuple(rules))
 
 
-def _already(
-    state: tuple[Table, Source], other: tuple[Table, Source], shapes: Mapping[str, Shape]
-) -> Table:
-    """What of ``other`` the state has, too: left aside.
-
-    Raises:
-      ConversionError: a tensor of the other holds several of ours, of which the state has some.
-    """
-    table, source = state
-    held = {
-        (slot.path, slot.row)
-        for binding in table.bind(shapes)
-        if not source.entries.keys().isdisjoint(binding.keys)
-        for slot in binding.slots
-    }
-    both, problems = [], []
-    for binding in other[0].bind(shapes):
-        there = [(slot.path, slot.row) in held for slot in binding.slots]
-        keys = [key for key in binding.keys if key in other[1].entries]
-        if keys and all(there):
-            both += keys
-        elif keys and any(there):
-            problems.append(
-                f"{keys[0]} holds several tensors, of which {source.name} has some, not all: give "
-                "a file that has all of them, or none"
-            )
-    if problems:
-        raise ConversionError(other[1].name, problems)
-    if not both:
-        return Table()
-    keys = "|".join(map(re.escape, both))
-    reason = "the trained file has it, too, and is loaded over the others, as in the original"
-    return Table(ignore=(Ignore(f"(?:{keys})", reason, overrides=True),))
-
-
 def _original(config: LynxConfig, stage: int) -> dict[str, TorchFile]:
     """What was trained, and the tower under the name that the original reads it by."""
     if config.fusion != "prefix":
@@ -331,4 +296,8 @@ def _folders(config: LynxConfig) -> dict[str, Folder]:
     return {"language": dataclasses.replace(folder, paths=paths, table=table)}
 
 
-LYNX = Assembly(LynxConfig, _assemble, _original, _folders)
+def _names(config: LynxConfig) -> Table:
+    return lynx.full(config.language.adapter_every)
+
+
+LYNX = Assembly(LynxConfig, _assemble, _original, _folders, _names)

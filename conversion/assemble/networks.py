@@ -86,6 +86,7 @@ def _assembly(name: str, *, assemble=None, original=None) -> Assembly:
         assemble=assemble or functools.partial(_from_folder, name),
         original=original,
         folders=lambda config: {"": folder_of(config)},
+        names=(lambda config: NETWORKS[name].table) if name == "llama" else None,
     )
 
 

@@ -43,6 +43,7 @@ from mmjax.models.llama import LlamaConfig
 from mmjax.nn.param import specs
 from mmjax.systems.cheetor import Cheetor, CheetorConfig
 from mmjax.systems.minigpt4 import MiniGPT4, MiniGPT4Config
+from mmjax.systems.registry import split_lora
 from mmjax.systems.system import System, config_from_dict
 
 PROJECTION = "llama_proj.weight"
@@ -175,9 +176,19 @@ def is_imported(source: Source) -> bool:
 
 
 def config_of(source: Source, network: str) -> Any:
-    """A network's config, of an imported checkpoint or a Hugging Face folder."""
+    """A network's config, of an imported checkpoint or a Hugging Face folder.
+
+    Raises:
+      SourceError: it has LoRA, or is something that our network does not do.
+    """
     if is_imported(source):
-        return config_from_dict(NETWORKS[network].config, source.config["model"])
+        model, lora = split_lora(source.config["model"])
+        if lora is not None:
+            raise SourceError(
+                f"{source.name}: has LoRA, which a part of a system cannot bring along; merge it: "
+                f"python -m conversion merge --checkpoint {source.name} --out DIR"
+            )
+        return config_from_dict(NETWORKS[network].config, model)
     return NETWORKS[network].from_hf(source.config)
 
 
@@ -371,6 +382,7 @@ def _assembly(name, system, table, template, *, trained: str, trained_table: Tab
         assemble=functools.partial(_assemble, name, system, table, template),
         original=functools.partial(_trained_file, trained, trained_table),
         folders=_folders,
+        names=lambda config: table,
     )
 
 

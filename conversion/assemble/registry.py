@@ -3,6 +3,7 @@
 from conversion.assemble import Assembly
 from conversion.assemble.lmeye import LMEYE
 from conversion.assemble.lynx import LYNX
+from conversion.assemble.mplug_owl import MPLUG_OWL
 from conversion.assemble.networks import BLIP2, CLIP, LLAMA
 from conversion.assemble.pictures import CHEETOR, MINIGPT4
 
@@ -11,6 +12,7 @@ ASSEMBLIES: dict[str, Assembly] = {
     "minigpt4": MINIGPT4,
     "cheetor": CHEETOR,
     "lynx": LYNX,
+    "mplug_owl": MPLUG_OWL,
     "llama": LLAMA,
     "clip": CLIP,
     "blip-2": BLIP2,

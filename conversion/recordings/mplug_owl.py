@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from conversion import lora
 from conversion.assemble.mplug_owl import config_from_hf
 from conversion.engine import load
-from conversion.io import Source
+from conversion.io import Entry, Source
+from conversion.merge import merged, unmerged
 from conversion.recognise import abstractor_sizes, owl_tower_sizes
 from conversion.recordings import Ours, Replayed
 from conversion.recordings.layout import IGNORED, sequence, with_bos
@@ -22,8 +24,10 @@ from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
 from mmjax.models.abstractor import Abstractor
 from mmjax.models.clip import Block, ClipVision
+from mmjax.nn.lora import LoraConfig
 from mmjax.nn.param import Params, merge, specs, subset
 from mmjax.systems.mplug_owl import MplugOwl, MplugOwlConfig
+from mmjax.systems.system import config_to_dict
 
 _TOWER, _QUERIES = "vision_model.embeddings.patch_embed.weight", "query_tokens"
 _WORDS = "language_model.model.embed_tokens.weight"
@@ -121,14 +125,21 @@ class Original:
     mask: np.ndarray
 
     @classmethod
-    def of(cls, config: MplugOwlConfig, params: Params, recorded: Mapping, prefix: str = ""):
-        """``prefix``: of the names of the recorded inputs."""
+    def of(
+        cls,
+        config: MplugOwlConfig,
+        params: Params,
+        recorded: Mapping,
+        system: MplugOwl | None = None,
+        prefix: str = "",
+    ) -> "Original":
+        """``system``: with what is added to it; ``prefix``: of the names of the recorded inputs."""
         ids = recorded[f"{prefix}input_ids"]
         starts, slots = _places(ids, config.tokens_per_picture)
         pixels = last_channel(recorded[f"{prefix}pixel_values"])
         counts = recorded.get(f"{prefix}num_images", np.array([len(row) for row in starts]))
         mask = recorded.get(f"{prefix}attention_mask", np.ones(ids.shape))
-        system, tokens = MplugOwl(config), np.maximum(ids, 0)
+        system, tokens = system or MplugOwl(config), np.maximum(ids, 0)
         return cls(system, params, counts, pixels, tokens, slots, mask.astype(np.int32))
 
     def look(self) -> np.ndarray:  # [n p+1 e]
@@ -225,6 +236,51 @@ def whole(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) ->
         ours["gen_output_ids"] = Ours(ids, exact=True)
     left_out |= {name: INPUT for name in recorded if name in _INPUTS}
     return ours, left_out, []
+
+
+def is_lora(config: Mapping, keys: set[str]) -> bool:
+    return any(".lora_A." in key for key in keys) and any(key.endswith(_WORDS) for key in keys)
+
+
+def with_adapter(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) -> Replayed:
+    """LoRA in a whole model, in an adapter's file, merged, and taken out again."""
+    told = config["config"]
+    base, inside = lora.divided(lora.plain(state))
+    sizes = config_from_hf(told, base.shapes)
+    names = tables.full(sizes.vision.num_heads)
+    plain = load(names, base, specs(MplugOwl(sizes)))
+    adapters = {"": inside}
+    if (file := config["weights"].get("adapter")) is not None:
+        adapters[", from the adapter's file"] = lora.divided(lora.plain(file))[1]
+    ours, left_out = {}, {name: INPUT for name in recorded if name in _INPUTS}
+    for how, adapter in adapters.items():
+        system = MplugOwl(sizes)
+        scale = told["lora"]["lora_alpha"]
+        settings, table, _ = lora.attached(system, names, adapter, alpha=scale)
+        leaves = {path: spec for path, spec in specs(system).items() if path not in plain}
+        low = load(table, adapter, leaves)
+        original = Original.of(sizes, plain | low, recorded, system)
+        made, _ = _trained(original, recorded)
+        ours |= {f"{name}{how}": made[name] for name in ("logits", "loss")}
+        if how:
+            continue
+        whole = _source(plain | low, sizes, settings)
+        sums = merged(whole)
+        out = unmerged(sums, settings, {path: whole.entries[path] for path in low})
+        for name, source in (("logits, merged", sums), ("logits_base, taken out again", out)):
+            params = {path: out.load() for path, out in source.entries.items() if path in plain}
+            made, _ = _trained(Original.of(sizes, params, recorded), recorded)
+            ours[name] = made["logits"]
+        made, _ = _trained(Original.of(sizes, plain, recorded), recorded)
+        ours["logits_base"] = made["logits"]
+    return ours, left_out, []
+
+
+def _source(params: Params, sizes: MplugOwlConfig, settings: LoraConfig) -> Source:
+    """Arrays as a checkpoint of ours."""
+    model = config_to_dict(sizes) | {"lora": config_to_dict(settings)}
+    entries = {path: Entry(x.shape, x.dtype, lambda x=x: x) for path, x in params.items()}
+    return Source("recorded", entries, config={"system": "mplug_owl", "model": model})
 
 
 _INPUTS = ("pixel_values", "input_ids", "num_images", "attention_mask")

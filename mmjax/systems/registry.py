@@ -1,5 +1,6 @@
 """Systems by the name that configs and checkpoints call them."""
 
+from mmjax.nn.lora import LoraConfig, with_lora
 from mmjax.systems.cheetor import Cheetor
 from mmjax.systems.foundation import Blip2Pretraining, Contrastive, LanguageModel
 from mmjax.systems.lmeye import LMEye
@@ -21,11 +22,28 @@ SYSTEMS: dict[str, type[System]] = {
 
 
 def make_system(name: str, config: dict) -> System:
-    """The system ``name`` with the config that `config_to_dict` gave.
+    """The system ``name`` with the config that `config_to_dict` gave; with LoRA, if it has a
+    section ``lora`` besides, of which the fields are `LoraConfig`'s.
 
     Raises:
-      ValueError: a system, or config keys, that do not exist.
+      ValueError: a system, or config keys, that do not exist; LoRA that fits no layer.
     """
     if name not in SYSTEMS:
         raise ValueError(f"there is no system {name!r}; there are {', '.join(SYSTEMS)}")
-    return SYSTEMS[name](config_from_dict(SYSTEMS[name].Config, config))
+    plain, lora = split_lora(config)
+    system = SYSTEMS[name](config_from_dict(SYSTEMS[name].Config, plain))
+    if lora is None:
+        return system
+    if lora.dropout and type(system).loss is not System.loss:
+        raise ValueError(
+            f"lora.dropout is {lora.dropout}, but {name} has a loss of its own, which knows no "
+            "dropout; make it 0"
+        )
+    return with_lora(system, lora)
+
+
+def split_lora(config: dict) -> tuple[dict, LoraConfig | None]:
+    """(a model's config without its section ``lora``, what that says or None)."""
+    plain = {name: value for name, value in config.items() if name != "lora"}
+    lora = config.get("lora")
+    return plain, config_from_dict(LoraConfig, lora) if lora else None

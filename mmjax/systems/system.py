@@ -11,6 +11,7 @@ from flax import nnx
 
 from mmjax.data.batch import Batch, Sequence
 from mmjax.nn.cache import Cache, KeyValues
+from mmjax.nn.lora import with_dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +95,10 @@ class System(nnx.Module):
           (sum of weighted losses, sum of weights, further sums to report: each is divided by the
           sum of weights).
         """
-        target = batch.target
-        logits = self.logits(self.hidden(batch, dropout_key=dropout_key).states)
+        target, model = batch.target, self
+        if dropout_key is not None:
+            model = with_dropout(self, dropout_key, batch.row_id)
+        logits = model.logits(model.hidden(batch, dropout_key=dropout_key).states)
         losses = token_losses(logits, target.targets, label_smoothing) * target.weights
         right = (jnp.argmax(logits, axis=-1) == target.targets) * target.weights
         return losses.sum(), target.weights.sum(), {"token_accuracy": right.sum()}
