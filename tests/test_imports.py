@@ -45,6 +45,7 @@ FOREIGN = {
     "tensorflow": [],
     "tensorflow_datasets": ["mmjax.data.sources.tfds", "tests"],
     "av": ["mmjax.data.video", "tests"],
+    "peft": ["tests"],
 }
 
 

@@ -242,10 +242,11 @@ def _weights(report: Report, config: dict, wanted: Mapping[str, ParamSpec]) -> N
         name = f"weights.{part or 'all'}"
         plan = report.attempt(name, lambda p=part, w=where: plan_weights({p: w}, wanted))
         prefix = f"{part}." if part else ""
-        filled.update(path for path in wanted if path.startswith(prefix))
         if plan is None:
+            filled.update(path for path in wanted if path.startswith(prefix))
             lines.append(f"  {name}: {where} does not fit, see the problems")
             continue
+        filled.update(plan.specs)  # without LoRA that is not in it
         entries = plan.source.entries.values()
         size = sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in entries)
         kinds = ", ".join(sorted({entry.dtype.name for entry in entries}))

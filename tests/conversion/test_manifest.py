@@ -45,11 +45,18 @@ KNOWN = {
     "mplug_owl_llama_7b": (
         "mplug-owl whole model: 722 of 754 tensors read, 32 ignored by name, 7,123,068,928"
     ),
+    "lrv_v2_mplug_owl_lora_adapter": "mplug-owl LoRA adapter: 128 of 128 tensors read, 4,194,304",
+    "lrv_v2_mplug_owl_lora_full_peft_state": (
+        "mplug-owl whole model with LoRA: 850 of 882 tensors read, 32 ignored by name, "
+        "7,127,263,232 parameters"
+    ),
     "cheetor_vicuna7b_full": (
         "cheetor whole model: 1066 of 1354 tensors read, 34 ignored by name, 254 second copies, "
         "7,838,945,920 parameters"
     ),
 }
+
+SLOW = ("mplug_owl_llama_7b", "lrv_v2_mplug_owl_lora_full_peft_state")
 
 
 def _shapes(name):
@@ -69,7 +76,7 @@ def test_published(tmp_path, capsys, name):
     assert KNOWN[name] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in SLOW])
 def test_any_change_fails(tmp_path, capsys, name):
     shapes = _shapes(name)
     for key in list(shapes)[:: max(1, len(shapes) // 5)]:

@@ -31,7 +31,13 @@ def compute(folder: Path) -> tuple[dict, dict, dict]:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("mplug_owl_vision", 7), ("mplug_owl_abstractor", 5), ("mplug_owl", 8)]
+    ("name", "count"),
+    [
+        ("mplug_owl_vision", 7),
+        ("mplug_owl_abstractor", 5),
+        ("mplug_owl", 8),
+        ("mplug_owl_lora", 3),
+    ],
 )
 def test_the_originals(name, count):
     """Every tensor but the inputs agrees, and would not if a number of it were off."""

@@ -22,6 +22,8 @@ from mmjax.data.sequence import Lengths, assemble
 from mmjax.data.templates import Encoded, Segment
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
+from mmjax.models.abstractor import AbstractorConfig
+from mmjax.models.clip import ClipVisionConfig
 from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.resampler import ResamplerConfig
 from mmjax.nn.param import merge, specs
@@ -31,6 +33,7 @@ from mmjax.systems.cheetor import CheetorConfig
 from mmjax.systems.foundation import LanguageModelConfig
 from mmjax.systems.lynx import LynxConfig
 from mmjax.systems.minigpt4 import MiniGPT4Config
+from mmjax.systems.mplug_owl import MplugOwlConfig
 from mmjax.systems.registry import SYSTEMS, make_system
 from mmjax.systems.system import System, config_to_dict
 from mmjax.train.optim import OptimizerConfig
@@ -77,6 +80,15 @@ LYNX = LynxConfig(
         embed_dim=16, media_dim=32, mlp_dim=24, num_latents=3, num_layers=2, num_heads=8, head_dim=2
     ),
 )
+OWL = MplugOwlConfig(
+    tiny.llama_config(),
+    ClipVisionConfig(
+        image_size=8, patch_size=4, num_layers=1, embed_dim=8, mlp_dim=16, num_heads=2
+    ),
+    AbstractorConfig(
+        embed_dim=8, out_dim=16, mlp_dim=12, num_queries=3, num_layers=2, num_heads=2, dropout=0.1
+    ),
+)
 LMEYE = tiny.lmeye_config()
 LMEYE_FILES = ("original/checkpoint.pth", "hf/language", "hf/clip")
 BLIP2_FILES = ("original/checkpoint.pth", "hf/blip-2", "hf/language")
@@ -112,6 +124,14 @@ CASES = {
         frame_size=8,
         frozen=r"vision\..*|language\.(?!adapters\.).*|frame_embedding",
         files=("original/finetune_lynx.pt", "original/eva_vit_g.pth", "hf/language"),
+    ),
+    "mplug_owl": Case(
+        OWL,
+        lambda count: tiny.picture_rows(count, q=4),
+        Lengths(target=19),
+        frame_size=8,
+        frozen=r"vision\..*|language\..*",
+        files=("hf",),
     ),
     "language_model": Case(
         LanguageModelConfig(tiny.llama_config()),

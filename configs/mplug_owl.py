@@ -1,0 +1,155 @@
+"""mPLUG-Owl: pictures anywhere in the text, read by an abstractor; then LoRA in the language model.
+LRV-Instruction V2 is the same model, LoRA alone trained on its own data.
+
+tiny, the default: easy-VQA, two cores, about five minutes
+
+    python scripts/train.py --config configs/mplug_owl.py
+
+full size, with the public recipe (mPLUG-Owl reference, section 3): LoRA in a frozen model;
+llama-7b-full trains all of the language model instead
+
+    python scripts/train.py --config configs/mplug_owl.py:llama-7b \\
+        --config.weights.all=imported/mplug-owl-7b-pt --config.tokenizer=/models/mplug-owl-7b-pt \\
+        --config.instruct.data.source=jsonl:instructions.jsonl
+
+LRV-Instruction V2 (LRV reference, section 3), from an imported mplug-owl-llama-7b-ft
+
+    python scripts/train.py --config configs/mplug_owl.py:lrv-v2 \\
+        --config.weights.all=imported/mplug-owl-7b-ft --config.tokenizer=/models/mplug-owl-7b-ft \\
+        --config.instruct.data.source=jsonl:lrv.jsonl
+
+V2 was trained on V100s, which have no bfloat16: ``--config.model.dtype=float16
+--config.frozen_dtype=float16 --config.instruct.optimizer.loss_scale=65536``.
+
+How the authors trained the abstractor from scratch is not public. The tiny model's align stage is
+ours, and so is that its queries do not start at zero (`mmjax.models.abstractor`).
+"""
+
+from ml_collections import ConfigDict
+
+from mmjax.data.templates import OwlPrompt, to_json
+from mmjax.systems.mplug_owl import MplugOwlConfig
+from mmjax.systems.system import config_to_dict
+
+ABSTRACTOR = (("abstractor.*", "train", 1.0), (".*", "freeze", 1.0))
+LORA = ((r".*\.lora_[ab]", "train", 1.0), (".*", "freeze", 1.0))
+BOTH = (LORA[0], *ABSTRACTOR)
+LANGUAGE = (("language.*", "train", 1.0), (".*", "freeze", 1.0))
+# Rank, alpha and dropout of the public script.
+QUERIES_AND_VALUES = dict(target=r"language\.layers\.attention\.(q|v)", rank=8, alpha=32.0)
+SAMPLES, EPOCHS = 361_481, 3  # of the public script
+# Of the questions; natural sampling would show mostly what the wording already gives away.
+BALANCED = {"colour": 0.11, "shape": 0.25, "plain yes": 0.19, "plain no": 0.18}
+BALANCED |= {"negated yes": 0.18, "negated no": 0.19}
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """``tiny`` (default), ``llama-7b``, ``llama-7b-full``, ``lrv-v2`` (on LLaMA-7B)."""
+    if variant not in ("tiny", "llama-7b", "llama-7b-full", "lrv-v2"):
+        raise ValueError(
+            f"there is no variant {variant!r}; there are tiny, llama-7b, llama-7b-full, lrv-v2"
+        )
+    tiny = variant == "tiny"
+    model = MplugOwlConfig.named("tiny" if tiny else "llama-7b")
+    lora = QUERIES_AND_VALUES | dict(dropout=0.0 if tiny else 0.05)
+    config = ConfigDict(
+        dict(
+            system="mplug_owl",
+            variant=variant,
+            model=config_to_dict(model) | ({} if variant == "llama-7b-full" else dict(lora=lora)),
+            seed=0,
+            weights=dict(
+                all="",  # an imported mPLUG-Owl or a finished run, in place of the other two
+                any_template=False,  # of ``all``: whether it may go on with another template
+                language="asset:tiny/llama" if tiny else "",
+                vision="asset:tiny/clip" if tiny else "",  # a CLIP: its picture half is taken
+            ),
+            tokenizer="asset:tiny/llama" if tiny else "",
+            frozen_dtype="float32" if tiny else "bfloat16",
+            features="once" if tiny else "step",
+            mesh=dict(data=-1, fsdp=1, tensor=1) if tiny else dict(data=1, fsdp=-1, tensor=1),
+            preset="dp" if tiny else "fsdp",
+            max_bad_steps=10,
+            max_bad_fraction=1e-3,  # of a source's records, or 100: more stop the run
+            stages=("align", "instruct") if tiny else ("instruct",),
+        )
+    )
+    if tiny:
+        _tiny(config, model)
+    else:
+        _public(config, model, train=LANGUAGE if variant == "llama-7b-full" else LORA)
+    return config
+
+
+def _tiny(config: ConfigDict, model: MplugOwlConfig) -> None:
+    size, q = model.vision.image_size, model.tokens_per_picture
+    # The tiny language model has only met pictures as "Image: SOMETHING." in its pretraining.
+    words = dict(before_picture="Image: ", after_picture=".", before_text="")
+    caption = to_json(OwlPrompt(q, before_answer="", **words))
+    question = to_json(OwlPrompt(q, before_answer="Answer:", **words))
+    common = dict(accumulation=1, log_every=20, eval_every=0, save_every=100)
+    common |= dict(keep_checkpoints=2, eval_at_end=True, batch_size=64)
+    pictures = dict(source="easy-vqa", image_size=size, preparation="squash")
+    asking = dict(
+        data=pictures | dict(lengths=dict(target=q + 18)),
+        template=question,
+        batch_size=256,
+        max_new_tokens=2,
+    )
+    on_dev = asking | dict(data=asking["data"] | dict(split="dev"))
+    cosine = dict(schedule="cosine", warmup_steps=30, end_learning_rate=1e-4, weight_decay=0.05)
+    captions = dict(split="train", options=dict(task="caption"), lengths=dict(target=q + 17))
+    config.align = dict(
+        steps=300,
+        data=pictures | captions,
+        template=caption,
+        train=ABSTRACTOR,
+        optimizer=dict(learning_rate=3e-3, **cosine),
+        eval=on_dev,
+        **common,
+    )
+    questions = dict(split="train", weights=BALANCED, lengths=dict(target=q + 20))
+    config.instruct = dict(
+        steps=800,
+        data=pictures | questions,
+        template=question,
+        train=BOTH,
+        optimizer=dict(learning_rate=3e-3, **cosine),
+        eval=on_dev,
+        **common,
+    )
+    config.test = asking | dict(data=asking["data"] | dict(split="test"))
+
+
+def _public(config: ConfigDict, model: MplugOwlConfig, *, train: tuple) -> None:
+    """The public script, whose rate falls to 0 in a straight line whatever its flags say, at the
+    batch that it has (its comment says 256). LRV-Instruction published no settings of its own."""
+    whole = train is LANGUAGE
+    config.instruct = dict(
+        steps=SAMPLES * EPOCHS // 32,
+        batch_size=32,
+        accumulation=4 if whole else 1,
+        data=dict(
+            source="",
+            split="train",
+            image_size=model.vision.image_size,
+            preparation="crop",
+            lengths=dict(target=2048),
+        ),
+        template=to_json(OwlPrompt(model.tokens_per_picture)),
+        train=train,
+        optimizer=dict(
+            learning_rate=1e-5 if whole else 2e-5,
+            schedule="linear",
+            warmup_steps=50,
+            weight_decay=1e-4,
+            clip_norm=1.0,
+        ),
+        log_every=20,
+        eval_every=0,
+        eval_at_end=False,
+        eval={},
+        save_every=500,
+        keep_checkpoints=2,
+    )
+    config.test = {}
