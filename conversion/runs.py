@@ -14,8 +14,7 @@ from mmjax.nn.lora import target_of
 from mmjax.nn.param import Params, specs, subset
 from mmjax.systems.registry import make_system, split_lora
 from mmjax.systems.system import config_from_dict
-from mmjax.train.optim import TrainRule, select
-from mmjax.train.origin import starting_weights
+from mmjax.train.origin import runs_before, starting_weights, trained_shapes
 
 # Foundations are networks on their own: (system of the run) -> (network, where it is in the run's
 # model)
@@ -42,7 +41,7 @@ def read_run(folder: str | Path) -> Source:
     ``config`` has ``system``, ``variant`` and ``model`` as an imported checkpoint's, and
     ``tokenizer``, a folder, where there is a text to read.
 
-    ``trained`` are the paths that its stages trained.
+    ``trained`` are the paths that its stages trained, or those of the runs that it went on from.
 
     Raises:
       SourceError: the run has not finished its last stage, or is a foundation with LoRA in what is
@@ -55,8 +54,8 @@ def read_run(folder: str | Path) -> Source:
         arrays = starting_weights({"weights": {"all": folder}}, wanted)
     except ValueError as error:
         raise SourceError(str(error)) from error
-    rules = ([TrainRule(*rule) for rule in config[stage]["train"]] for stage in config["stages"])
-    trained = sorted({path for some in rules for path in select(some, wanted).trainable})
+    runs = runs_before({"weights": {"all": folder}})
+    trained = sorted({path for run in runs for path in trained_shapes(*run, wanted)})
     header = {"variant": config["variant"], "tokenizer": str(folder / "tokenizer")}
     if config["system"] in FOUNDATIONS:
         network, part = FOUNDATIONS[config["system"]]
