@@ -11,12 +11,13 @@ import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.data.sources.mixture import named
 from mmjax.generate.flags import decoding, define_decoding
 from mmjax.parallel.distributed import initialize
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import evaluate, greedy, question_section
 from mmjax.train.features import picture_features
-from mmjax.train.report import accuracy_table
+from mmjax.train.report import accuracy_tables
 
 RUN = flags.DEFINE_string("run", None, "run directory", required=True)
 STAGE = flags.DEFINE_string("stage", None, "evaluate as of this stage; the last one by default")
@@ -41,10 +42,9 @@ def main(_) -> None:
             without_picture=WITHOUT_PICTURE.value,
             decoding=decoding(base=greedy(section)),
         )
-    print(
-        f"{workdir} after stage {stage}, {section['data']['source']} {section['data']['split']}\n"
-    )
-    print(accuracy_table(accuracy.kinds))
+    data = section["data"]
+    print(f"{workdir} after stage {stage}, {named(data['source'])} {data['split']}\n")
+    print(accuracy_tables(accuracy))
 
 
 if __name__ == "__main__":
