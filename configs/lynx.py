@@ -134,7 +134,8 @@ def _tiny(config: ConfigDict, model: LynxConfig, variant: str) -> None:
         data = seen | dict(source=parts, split=split, lengths=dict(target=q + 20))
         return dict(data=data, template=template, batch_size=256, max_new_tokens=4)
 
-    on_dev = asking("dev", pictures=dict(source="easy-vqa"), clips=clips(450, frames=frames))
+    few = dict(source="easy-vqa", options=dict(limit=900))
+    on_dev = asking("dev", pictures=few, clips=clips(450, frames=frames))
     learning = seen | dict(split="train", lengths=dict(target=q + 20))
     captions = dict(
         pictures=dict(source="easy-vqa", options=dict(task="caption", request=DESCRIBE)),
@@ -146,7 +147,7 @@ def _tiny(config: ConfigDict, model: LynxConfig, variant: str) -> None:
     )
     cosine = dict(schedule="cosine", warmup_steps=30, end_learning_rate=1e-4, weight_decay=0.01)
     config.pretrain = dict(
-        steps=150,
+        steps=100,
         data=learning
         | dict(source=captions, weights=dict(pictures=0.3, clips=0.7), lengths=dict(target=q + 30)),
         optimizer=dict(learning_rate=3e-3, **cosine),
@@ -154,7 +155,7 @@ def _tiny(config: ConfigDict, model: LynxConfig, variant: str) -> None:
         **common,
     )
     config.finetune = dict(
-        steps=700,
+        steps=600,
         data=learning | dict(source=questions, weights=dict(pictures=0.3, clips=0.7)),
         optimizer=dict(learning_rate=3e-3, **cosine),
         eval=on_dev,

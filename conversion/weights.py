@@ -94,8 +94,10 @@ def config_of(where: str | Path, part: str, kind: type[Config]) -> Config:
         name, values = header["system"], header["model"]
         if name in NETWORKS:
             config = config_from_dict(NETWORKS[name].config, values)
-        else:
+        elif name in SYSTEMS:
             config = getattr(config_from_dict(SYSTEMS[name].Config, values), part, None)
+        else:
+            config = None
     else:
         config = config_from_hf(folder)
     if not isinstance(config, kind):
@@ -122,8 +124,8 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
     is_ours = is_imported(folder)
     source = read_imported(folder) if is_ours else read(folder, pickles=False)
     name = source.config["system"] if is_ours else network_of(source.config, folder)
-    if name not in NETWORKS:  # a system
-        source = _below(prefix, source)
+    if name not in NETWORKS:  # a system, or a network that has no Hugging Face folder
+        source = _below(prefix, source) if name in SYSTEMS else source.under(prefix)
         return same_paths(source.entries, shapes), source
     network, extras = NETWORKS[name], EXTRAS if name == "llama" else Table()
     if _has(network.config, part):
