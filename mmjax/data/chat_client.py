@@ -101,9 +101,7 @@ class ChatClient:
         self._url, self._model = f"{str(base_url).rstrip('/')}/chat/completions", str(model)
         self._key, self._retries = os.environ.get(str(key_env), "").strip(), int(retries)
         if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
-            raise ValueError(
-                f"chat-api: what {key_env} holds is no key: blanks or letters with marks"
-            )
+            raise ValueError(f"chat-api: {key_env} holds blanks or letters with marks, no key")
         self._timeout = float(timeout)
         self._temperature = self.TEMPERATURE if temperature is None else float(temperature)
         self._max_tokens = None if max_tokens is None else int(max_tokens)

@@ -53,7 +53,7 @@ def serving(server: ChatServer) -> Iterator[ChatServer]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         server.url = f"http://127.0.0.1:{running.server_port}/v1"
         yield server
         running.shutdown()

@@ -15,6 +15,7 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
                            captions of them (task=caption)
     easy-vqa-clips-text    documents for the tiny language model that reads clips and pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
+    easy-vqa-lrv           positive and negative instructions (negatives=0.5 is the share of these)
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
@@ -40,6 +41,7 @@ from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_clips import EasyVQAClips
 from mmjax.data.sources.easy_vqa_clips_text import EasyVQAClipsText
 from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
+from mmjax.data.sources.easy_vqa_lrv import EasyVQALRV
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
@@ -72,6 +74,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-clips": EasyVQAClips,
     "easy-vqa-clips-text": EasyVQAClipsText,
     "easy-vqa-differences": EasyVQADifferences,
+    "easy-vqa-lrv": EasyVQALRV,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
 FILES: dict[str, Callable[..., Source]] = {
