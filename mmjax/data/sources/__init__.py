@@ -22,6 +22,7 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
     open-vqa:PATH          Open-VQA's questions, see `mmjax.data.sources.open_vqa`
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
+    lrv:PATH               LRV-Instruction's, positive and negative, see `mmjax.data.sources.lrv`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. All sources have
@@ -48,6 +49,7 @@ from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
+from mmjax.data.sources.lrv import Lrv
 from mmjax.data.sources.mixture import Mixture, part_problem
 from mmjax.data.sources.open_vqa import OpenVQA
 from mmjax.data.sources.prompted import OPTIONS as PROMPT_OPTIONS
@@ -84,6 +86,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "lmeye-v1": LMEyeById,
     "demon": Demon,
     "open-vqa": OpenVQA,
+    "lrv": Lrv,
 }
 
 
