@@ -19,6 +19,7 @@ class ResumableFile:
     """Lines that are only ever added.
 
     Attributes:
+      name: of the file.
       num_lines: whole lines so far.
       is_complete: whether nothing is left to do.
     """
@@ -42,7 +43,7 @@ class ResumableFile:
         Raises:
           ValueError: what is there was made from something else, or nobody knows from what.
         """
-        self._out = out
+        self._out, self.name = out, out.name
         self._partial = out.with_name(f"{out.name}.partial")
         described = out.with_name(f"{out.name}.origin.json")
         self.num_lines = 0

@@ -16,11 +16,12 @@ from PIL import Image
 from mmjax.data import chat_client
 from mmjax.data.chat_client import Unanswered
 from mmjax.data.differences import chat_api
-from mmjax.data.differences.builder import MAX_FAILED, Parts, Settings, build
+from mmjax.data.differences.builder import Parts, Settings, build
 from mmjax.data.differences.easy_vqa import RuleEditor, RuleSegmenter, RuleText
 from mmjax.data.differences.interfaces import KINDS, Scene, Segment, Unfit
 from mmjax.data.differences.plugins import load
 from mmjax.data.images import load_image
+from mmjax.data.outcomes import MAX_FAILED
 from mmjax.data.sources import make_source
 from mmjax.data.sources.easy_vqa import COLOURS, SHAPES, captioned, picture
 from mmjax.data.sources.easy_vqa_edits import INSTRUCTION, Thing, apply, sentence, take_apart

@@ -193,8 +193,9 @@ def _mixed(
     length = max(math.ceil(len(sides[side]) / wanted) for side, wanted in shares.items() if wanted)
     drawn = {side: _endlessly(sides[side], f"{seed}/{names[side]}") for side in sides}
     order = []
+    times, of = share.as_integer_ratio()
     for place in range(length):
-        order.append(next(drawn[int((place + 1) * share) > int(place * share)]))
+        order.append(next(drawn[(place + 1) * times // of > place * times // of]))
     notices = []
     for side, found in sides.items():
         given = sum(bool(examples[record].info["negative"]) == side for record in order)
