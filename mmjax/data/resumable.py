@@ -90,6 +90,49 @@ class ResumableFile:
         self.num_lines += 1
 
 
+class KeyedFile:
+    """JSON lines that have a ``key`` and are only ever added, in any order, by one start after the
+    other; unlike a `ResumableFile`, it goes on whatever it is asked for.
+
+    Attributes:
+      rows: key -> its lines, in order.
+    """
+
+    def __init__(self, path: Path):
+        """A last line that was cut short is dropped.
+
+        Raises:
+          ValueError: another line is damaged; nothing is dropped for its sake.
+        """
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes() if path.exists() else b""
+        whole = 0
+        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+            try:
+                row = json.loads(line)
+                key = row["key"]
+            except (ValueError, TypeError, KeyError) as error:
+                if whole + len(line) < len(data):
+                    raise ValueError(
+                        f"{path}, line {number} is damaged ({error}): mend or remove it"
+                    ) from error
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            self.rows.setdefault(key, []).append(row)
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Returns when it is on disk."""
+        self.rows.setdefault(row["key"], []).append(dict(row))
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
 def write_json(path: Path, value: Any) -> None:
     """As `write_bytes`."""
     write_bytes(path, json.dumps(value, indent=2).encode() + b"\n")

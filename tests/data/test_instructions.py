@@ -10,8 +10,9 @@ from mmjax.data.instructions.builder import Settings, build
 from mmjax.data.instructions.easy_vqa import easy_vqa_folder, easy_vqa_regions
 from mmjax.data.instructions.prompts import KINDS, TEXTS, Prompts, read_texts
 from mmjax.data.instructions.replies import Group, Quality, parse_reply
-from mmjax.data.instructions.writers import EasyVQAWriter, Written, load_writer, prompt_hash
+from mmjax.data.instructions.writers import EasyVQAWriter, Written, load_writer
 from mmjax.data.outcomes import MAX_FAILED
+from mmjax.data.recorded import prompt_hash
 from mmjax.data.regions import Region
 from mmjax.data.sources import make_source
 from mmjax.data.sources.easy_vqa_lrv import VALUES

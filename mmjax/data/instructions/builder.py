@@ -21,8 +21,9 @@ from typing import Any
 
 from mmjax.data.instructions.prompts import KINDS, Prompts
 from mmjax.data.instructions.replies import Quality, parse_reply
-from mmjax.data.instructions.writers import Asked, Writer, prompt_hash
+from mmjax.data.instructions.writers import Asked, Writer
 from mmjax.data.outcomes import REPORT, Report, append_all, most_common
+from mmjax.data.recorded import prompt_hash
 from mmjax.data.regions import Region
 from mmjax.data.resumable import ResumableFile, write_json
 from mmjax.data.sources.lrv import TASKS

@@ -9,19 +9,17 @@ MODULE:ATTRIBUTE    your own: a class or function that, called with the options,
 """
 
 import dataclasses
-import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmjax.data.chat_client import ChatClient, Unanswered
 from mmjax.data.instructions.replies import parse_reply
 from mmjax.data.plugins import Known, load_part
+from mmjax.data.recorded import prompt_hash, read_recorded
 from mmjax.data.regions import Region
-from mmjax.data.sources import records
 from mmjax.data.sources.easy_vqa_lrv import OPEN, VALUES, instruction
-from mmjax.data.sources.jsonl import JsonlFormat
 
 _TASKS = {  # kind of instruction -> its task
     "present": "visual entailment", "colour": "object attribute detection",
@@ -82,14 +80,13 @@ class RecordedWriter:
     """Replies of a file."""
 
     def __init__(self, path: str):
-        """Raises ValueError for a file that has none, FileNotFoundError for none."""
-        self._path = records.existing(path)
-        self._replies = recorded(path, "reply")
+        """Raises what `read_recorded` does."""
+        self._path, self._replies = path, read_recorded(path)
 
     def __call__(self, asked: Asked) -> Written:
-        if (reply := self._replies.get(prompt_hash(asked.prompt))) is None:
+        if (replies := self._replies.get(prompt_hash(asked.prompt))) is None:
             raise Unanswered(f"{self._path} has no reply to this prompt")
-        return Written(reply)
+        return Written(replies[-1])
 
 
 class EasyVQAWriter:
@@ -104,7 +101,7 @@ class EasyVQAWriter:
 
     def __call__(self, asked: Asked) -> Written:
         told = {fact: word for region in asked.regions for fact, word in _told(region.caption)}
-        if len(asked.regions) != 1 or missing(told, self._facts):
+        if len(asked.regions) != 1 or not told.keys() >= set(self._facts):
             raise ValueError("the rules are for one region that tells all facts, as easy-vqa's do")
         facts, rng = {fact: told[fact] for fact in self._facts}, random.Random(asked.seed)
         found: dict[str, str] = {}
@@ -121,10 +118,6 @@ class EasyVQAWriter:
         return Written("\n".join(found.values()))
 
 
-def missing(told: Mapping[str, str], facts: Sequence[str]) -> list[str]:
-    return [fact for fact in facts if fact not in told]
-
-
 def _told(caption: str) -> list[tuple[str, str]]:
     of = {word: fact for fact, words in VALUES.items() for word in words}
     return [(of[word], word) for word in re.findall(r"\w+", caption) if word in of]
@@ -137,26 +130,3 @@ def load_writer(name: str) -> Writer:
     """Raises ValueError if there is none of that name."""
     described = "mmjax/data/instructions/writers.py"
     return load_part("writer", name, WRITERS, described=described)
-
-
-def prompt_hash(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()
-
-
-def recorded(path: str, field: str) -> dict[str, Any]:
-    """``field`` of the lines of a file, by ``prompt_sha256``; lines without both are passed over.
-
-    Raises:
-      ValueError: not one line has both.
-    """
-    found = {}
-    for where, line in JsonlFormat.items(records.existing(path)):
-        try:
-            row = records.as_object(records.parse_json(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, {where}: {error}") from error
-        if isinstance(row.get("prompt_sha256"), str) and row.get(field):
-            found[row["prompt_sha256"]] = row[field]
-    if not found:
-        raise ValueError(f"{path}: no line has the fields 'prompt_sha256' and {field!r}")
-    return found
