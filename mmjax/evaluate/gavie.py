@@ -55,12 +55,12 @@ def read_items(path: str | Path) -> tuple[list[Item], int]:
     """
     source = Lrv(path)
     infos = [source[record].info for record in range(len(source))]
-    items = [Item(info["image_id"], info["question"]) for info in infos]
+    items = [Item(_bare(info["image_id"]), info["question"]) for info in infos]
     once = list(dict.fromkeys(items))
     return once, len(items) - len(once)
 
 
-def questions(items: Sequence[Item], images: str, extension: str = "jpg") -> list[dict[str, Any]]:
+def questions(items: Sequence[Item], images: str, extension: str) -> list[dict[str, Any]]:
     """Rows for ``scripts/generate.py --jsonl``, whose answers `read_answers` knows again."""
     return [
         {
@@ -116,8 +116,12 @@ def _answer(row: dict[str, Any]) -> tuple[Item, str]:
                 "evaluate.py gavie --questions writes"
             )
         return Item(image_id, question), answer
-    image_id = re.sub(r"(?i)\.(?:jpe?g|png|webp|bmp|gif)$", "", str(picture).rsplit("/")[-1])
-    return Item(image_id, records.checked("field 'question'", question)), answer
+    return Item(_bare(str(picture)), records.checked("field 'question'", question)), answer
+
+
+def _bare(picture: str) -> str:
+    """Without folder and ending."""
+    return re.sub(r"(?i)\.(?:jpe?g|png|webp|bmp|gif)$", "", picture.rpartition("/")[2])
 
 
 def shuffled(item: Item, names: Sequence[str], seed: int | None) -> list[str]:

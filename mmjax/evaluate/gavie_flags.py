@@ -30,6 +30,7 @@ def define_gavie(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string("out", None, "folder of the judgements", **common)
     flags.DEFINE_string("questions", None, "write the questions here, for generate.py", **common)
     flags.DEFINE_string("images", "image", "folder of the pictures, for --questions", **common)
+    flags.DEFINE_string("extension", "jpg", "of the pictures, for --questions", **common)
     default = Settings()
     flags.DEFINE_integer("asks", default.asks, "until a reply can be read, at most", **common)
     flags.DEFINE_bool("shuffle", default.shuffle, "draw the order of the answers", **common)
@@ -52,7 +53,7 @@ def gavie_from_flags(values: flags.FlagValues = flags.FLAGS) -> Summary | str:
         raise ValueError(f"gavie needs --{' and --'.join(missing)}")
     items, repeats = read_items(given["evaluation_set"])
     if given["questions"]:
-        rows = questions(items, given["images"])
+        rows = questions(items, given["images"], given["extension"])
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_bytes(Path(given["questions"]), lines.encode())
         return f"{given['questions']}: {len(rows):,} questions, for generate.py --jsonl"

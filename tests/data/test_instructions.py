@@ -13,7 +13,7 @@ from mmjax.data.instructions.replies import Group, Quality, parse_reply
 from mmjax.data.instructions.writers import EasyVQAWriter, Written, load_writer
 from mmjax.data.outcomes import MAX_FAILED
 from mmjax.data.recorded import prompt_hash
-from mmjax.data.regions import Region
+from mmjax.data.regions import Region, read_regions
 from mmjax.data.sources import make_source
 from mmjax.data.sources.easy_vqa_lrv import VALUES
 from mmjax.data.sources.lrv import TASKS
@@ -268,8 +268,9 @@ def test_rules_for_easy_vqa(tmp_path):
     how = Prompts(), Settings(), Quality()
     report = build(pictures, EasyVQAWriter(), *how, tmp_path, made_by={})
     assert report.kinds == dict(positive=80, neg1=24, neg2=24, neg3=24)
-    folder = easy_vqa_folder("dev")
-    source = make_source(f"lrv:{tmp_path}/instructions.json?images={folder}", "train")
+    assert read_regions(tmp_path / "regions.json").of == pictures
+    options = f"images={easy_vqa_folder('dev')}&extension=png"
+    source = make_source(f"lrv:{tmp_path}/instructions.json?{options}", "train")
     assert len({(e.info["image_id"], e.info["question"], e.info["kind"]) for e in source}) == 152
     for example in source:
         assert example.media[0].data.is_file()

@@ -146,7 +146,7 @@ def test_questions_of_both_versions_and_their_answers(tmp_path):
         Item(row["image_id"], row.get("question") or row["instruction"])
         for row in (NEW, OLD, OTHER)
     ]
-    rows = questions(items, "vg")
+    rows = questions(items, "vg", "jpg")
     assert rows[0]["image"] == "vg/2356371.jpg" and rows[0]["question"] == NEW["question"]
     generated = [{"id": row["id"], "answer": f"answer {n}"} for n, row in enumerate(rows)]
     named = [

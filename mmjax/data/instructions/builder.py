@@ -2,6 +2,7 @@
 as LRV-Instruction was made (its reference, sections 1.3 to 1.6).
 
     instructions.json  for the source ``lrv:``
+    regions.json       what was known of the pictures, for `mmjax.data.regions`
     outcomes.jsonl     every reply as it came, or why there is none, in order
     report.json        the counts
 
@@ -107,6 +108,11 @@ def build(
         asked = itertools.islice(_requests(taken, prompts, settings), file.num_lines, None)
         rows = (_outcome(image_id, request, writer) for image_id, request in asked)
         append_all(file, rows, what="requests", total=len(taken) * len(settings.kinds))
+        seen = {
+            image_id: [dict(caption=region.caption, bbox=region.box) for region in regions]
+            for image_id, regions in taken.items()
+        }
+        write_json(out / "regions.json", seen)
     counts = dict(pictures=len(taken), too_few_regions=len(pictures) - len(enough))
     _write_results(out, file, quality, counts)
     if not was_complete:

@@ -12,7 +12,7 @@ from mmjax.data.sources.easy_vqa_edits import take_apart
 
 
 def easy_vqa_regions(split: str, limit: int | None = None) -> dict[str, tuple[Region, ...]]:
-    """File name of a picture -> ``small red circle at the top left`` and its box; of the first
+    """Number of a picture -> ``small red circle at the top left`` and its box; of the first
     pictures whose colour and shape are known."""
     known = [(number, facts) for number, facts in captioned(split) if facts.colour and facts.shape]
     found = {}
@@ -21,7 +21,7 @@ def easy_vqa_regions(split: str, limit: int | None = None) -> dict[str, tuple[Re
         parts = take_apart(np.asarray(load_image(picture(split, number))))
         left, top, right, bottom = Segment(parts.alpha >= 0.5, "").box
         caption = f"{facts.size} {facts.colour} {facts.shape} {place}"
-        found[f"{number}.png"] = (Region(caption, (left, top, right - left, bottom - top)),)
+        found[str(number)] = (Region(caption, (left, top, right - left, bottom - top)),)
     return found
 
 

@@ -95,7 +95,7 @@ def build_from_flags(out: Path, values: flags.FlagValues = flags.FLAGS) -> tuple
     if given["regions"] == _RULES:
         pictures = easy_vqa_regions(given["split"], limit)
         made_by |= {"regions": f"{_RULES}/{given['split']}"}
-        images = f"?images={easy_vqa_folder(given['split'])}"
+        images = f"?images={easy_vqa_folder(given['split'])}&extension=png"
     else:
         annotations = read_regions(given["regions"])
         for notice in annotations.notices:
