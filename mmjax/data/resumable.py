@@ -102,11 +102,20 @@ class KeyedFile:
         """A last line that was cut short is dropped.
 
         Raises:
-          ValueError: another line is damaged; nothing is dropped for its sake.
+          ValueError: another line is damaged, and nothing is dropped for its sake; or another
+            process has the file open.
         """
+        import fcntl  # Windows has none, and all else here needs none
+
         self.rows: dict[str, list[dict[str, Any]]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = path.read_bytes() if path.exists() else b""
+        self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(f"another process writes {path}: wait for it, or end it") from None
+        data = path.read_bytes()
         whole = 0
         for number, line in enumerate(data.splitlines(keepends=True), start=1):
             try:
@@ -114,6 +123,7 @@ class KeyedFile:
                 key = row["key"]
             except (ValueError, TypeError, KeyError) as error:
                 if whole + len(line) < len(data):
+                    self.close()
                     raise ValueError(
                         f"{path}, line {number} is damaged ({error}): mend or remove it"
                     ) from error
@@ -122,8 +132,10 @@ class KeyedFile:
                 break
             whole += len(line)
             self.rows.setdefault(key, []).append(row)
-        self._file = path.open("ab")
         self._file.truncate(whole)
+
+    def close(self) -> None:
+        self._file.close()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Returns when it is on disk."""

@@ -35,7 +35,7 @@ _REQUEST = (
 )
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Item:
     """A question of the evaluation set."""
 

@@ -10,6 +10,7 @@ whole of the prompt; if one of them changes, it is judged anew.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -118,16 +119,33 @@ def judge_all(
         for item, (case, _) in cases.items()
     ]
     write_bytes(out / "prompts.jsonl", "".join(json.dumps(x) + "\n" for x in lines).encode())
-    file = KeyedFile(out / "judgements.jsonl")
-    open_ = [item for item in wanted if not _is_settled(file, keys[item], settings)]
-    tokens = sum(len(cases[item][0].prompt) for item in open_) // 4
+    with contextlib.closing(KeyedFile(out / "judgements.jsonl")) as file:
+        _ask_all(file, judge, cases, keys, settings)
+        summary = _summary(file, keys, list(answers), counts, problems, out)
+    write_json(out / "summary.json", {
+        **{field: getattr(summary, field) for field in ("means", "counts", "problems", "usage")},
+        "judge": dict(judge.identity), "settings": dataclasses.asdict(settings),
+    })  # fmt: skip
+    return summary
+
+
+def _ask_all(
+    file: KeyedFile,
+    judge: Judge,
+    cases: Mapping[Item, tuple[Case, Sequence[str]]],
+    keys: Mapping[Item, str],
+    settings: Settings,
+) -> None:
+    """Raises ValueError if there is no reply to `MAX_FAILED` questions in a row."""
+    waiting = [item for item, key in keys.items() if not _is_settled(file, key, settings)]
+    tokens = sum(len(cases[item][0].prompt) for item in waiting) // 4
     print(
-        f"{len(wanted) - len(open_):,} of {len(wanted):,} questions are judged already; "
-        f"{len(open_):,} to go, about {tokens:,} tokens of prompts",
+        f"{len(keys) - len(waiting):,} of {len(keys):,} questions are judged already; "
+        f"{len(waiting):,} to go, about {tokens:,} tokens of prompts",
         file=sys.stderr,
     )
     failed: list[str] = []  # in a row
-    for number, item in enumerate(open_, start=1):
+    for number, item in enumerate(waiting, start=1):
         case, names = cases[item]
         row = dict(key=keys[item], **dataclasses.asdict(item))
         problem = _ask(file, judge, case, names, settings, row)
@@ -139,13 +157,7 @@ def judge_all(
                 + "\n  ".join(dict.fromkeys(failed))
             )
         if sys.stderr.isatty():
-            print(f"\r{number:,} of {len(open_):,}", end="\r", file=sys.stderr, flush=True)
-    summary = _summary(file, keys, list(answers), counts, problems, out)
-    write_json(out / "summary.json", {
-        **{field: getattr(summary, field) for field in ("means", "counts", "problems", "usage")},
-        "judge": dict(judge.identity), "settings": dataclasses.asdict(settings),
-    })  # fmt: skip
-    return summary
+            print(f"\r{number:,} of {len(waiting):,}", end="\r", file=sys.stderr, flush=True)
 
 
 def _judged(
@@ -165,7 +177,8 @@ def _judged(
             problems += [f"{name}: {what} {_named(some, len(items))}"] if some else []
     blank = [item for item in items if not regions.get(item.image_id)]
     problems += [f"no regions of the picture of {_named(blank, len(items))}"] if blank else []
-    wanted = [item for item in items if item not in unanswered and item not in set(blank)]
+    out_of_it = unanswered.union(blank)
+    wanted = [item for item in items if item not in out_of_it]
     if not wanted:
         raise ValueError(
             "no question can be judged:\n  " + "\n  ".join(problems or ["none is there"])

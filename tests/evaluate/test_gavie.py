@@ -14,6 +14,7 @@ from data.chat_server import ChatServer, serving
 from mmjax.data import chat_client
 from mmjax.data.outcomes import MAX_FAILED
 from mmjax.data.regions import Region
+from mmjax.data.resumable import KeyedFile
 from mmjax.evaluate.gavie import (
     Item,
     compose,
@@ -297,6 +298,14 @@ def test_a_file_that_was_cut_short_is_read(tmp_path):
     with pytest.raises(ValueError, match="judgements.jsonl, line 1 is damaged"):
         judged(tmp_path, Scripted())
     assert file.read_bytes() == b"x" + whole
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    first = KeyedFile(tmp_path / "judgements.jsonl")
+    with pytest.raises(ValueError, match=r"another process writes .*judgements\.jsonl"):
+        judged(tmp_path, Scripted())
+    first.close()
+    assert judged(tmp_path, Scripted()).counts["judged"] == 12
 
 
 # Judges
