@@ -70,7 +70,7 @@ def test_words_are_those_of_the_tiny_language_model():
     used = collections.Counter()
     for answers in ("word", "sentence"):
         source = make_source("easy-vqa-lrv", "test", facts=ALL_FACTS, answers=answers)
-        for index in range(1500):
+        for index in range(700):
             used.update(words(source[index].text("user") + " " + source[index].text("assistant")))
     assert set(used) <= set(known)
     assert len(used) > 30
@@ -92,7 +92,7 @@ def test_answers_in_sentences_begin_alike_and_put_it_right():
 
 def test_a_text_does_not_tell_its_answer():
     """Of each form, each wording and each thing the same share is negative."""
-    source = make_source("easy-vqa-lrv", "train", num_records=12_000)
+    source = make_source("easy-vqa-lrv", "train", num_records=6_000)
     share = 0.5 / (0.5 + 0.5 * (1 - OPEN))
     counted = {name: collections.defaultdict(list) for name in ("form", "wording", "thing")}
     for index in range(len(source)):
@@ -109,7 +109,7 @@ def test_a_text_does_not_tell_its_answer():
             if len(answers) > 100:
                 error = 4 * (share * (1 - share) / len(answers)) ** 0.5
                 assert abs(sum(answers) / len(answers) - share) < error, (name, value)
-    assert len(counted["form"]) == 4 and sum(map(len, counted["form"].values())) > 8000
+    assert len(counted["form"]) == 4 and sum(map(len, counted["form"].values())) > 4000
 
 
 def test_the_share_of_negatives_changes_nothing_else():
