@@ -1,23 +1,16 @@
 """The tiny towers that ship with mmjax, trained from nothing on easy-VQA; frozen ever after.
 
-    taskset -c 0 python scripts/train.py --config configs/foundation.py:llama --workdir runs/llama
-    python -m conversion export --checkpoint runs/llama --format hf --dtype float16 \\
-        --out mmjax/assets/tiny/llama
-    taskset -c 0 python scripts/train.py --config configs/foundation.py:clip --workdir runs/clip
-    python -m conversion export --checkpoint runs/clip --format hf --dtype float16 \\
-        --out mmjax/assets/tiny/clip
-    taskset -c 0 python scripts/train.py --config configs/foundation.py:llama-multi \\
-        --workdir runs/llama-multi
-    python -m conversion export --checkpoint runs/llama-multi --format hf --dtype float16 \\
-        --out mmjax/assets/tiny/llama-multi
-    taskset -c 0 python scripts/train.py --config configs/foundation.py:blip2 --workdir runs/blip2
-    python -m conversion export --checkpoint runs/blip2 --format hf --dtype float16 \\
-        --out mmjax/assets/tiny/blip2
+    for tower in llama llama-multi llama-clips clip blip2; do
+        taskset -c 0 python scripts/train.py --config configs/foundation.py:$tower \\
+            --workdir runs/$tower
+        python -m conversion export --checkpoint runs/$tower --format hf --dtype float16 \\
+            --out mmjax/assets/tiny/$tower
+    done
 
 On one core, as here, because rounding depends on the number of cores. The language models read text
-only: captions in the places where LMEye (``llama``), or Cheetor (``llama-multi``: of several
-pictures), will put vectors, then questions and answers. BLIP-2's tower is exported without its text
-branch, which only its pretraining needs.
+only: captions in the places where LMEye (``llama``), Cheetor (``llama-multi``: of several pictures)
+or Lynx (``llama-clips``: of clips, too) will put vectors, then questions and answers. BLIP-2's
+tower is exported without its text branch, which only its pretraining needs.
 """
 
 from ml_collections import ConfigDict
@@ -33,9 +26,9 @@ from mmjax.systems.system import config_to_dict
 
 
 def get_config(variant: str = "llama") -> ConfigDict:
-    """``llama``, ``llama-multi``, ``clip`` or ``blip2``."""
-    systems = {"llama": "language_model", "llama-multi": "language_model", "clip": "clip"}
-    systems |= {"blip2": "blip-2-pretraining"}
+    """``llama``, ``llama-multi``, ``llama-clips``, ``clip`` or ``blip2``."""
+    systems = dict.fromkeys(("llama", "llama-multi", "llama-clips"), "language_model")
+    systems |= {"clip": "clip", "blip2": "blip-2-pretraining"}
     if variant not in systems:
         raise ValueError(
             f"configs/foundation.py has the variants {', '.join(systems)}, not {variant!r}"
@@ -67,6 +60,12 @@ def get_config(variant: str = "llama") -> ConfigDict:
         template = PlainText(answer_weight=16.0)
         data = dict(source="easy-vqa-multi-text", split="train", lengths=dict(target=82))
         data |= dict(options=dict(num_documents=200_000))
+        steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
+    elif variant == "llama-clips":
+        config.model = config_to_dict(LanguageModelConfig(LlamaConfig.tiny_clips()))
+        config.tokenizer = "words"
+        template = PlainText(answer_weight=8.0)
+        data = dict(source="easy-vqa-clips-text", split="train", lengths=dict(target=72))
         steps, batch_size, peak, decay = 3000, 32, 2.5e-3, 0.05
     elif variant == "clip":
         model = ContrastiveConfig.named("tiny")
@@ -112,7 +111,7 @@ def get_config(variant: str = "llama") -> ConfigDict:
             keep_checkpoints=1,
         )
     )
-    if variant == "llama":
+    if variant in ("llama", "llama-clips"):
         # Having learned to answer from captions, it learns to do without their word order, as it
         # will have to when one vector holds all that a picture shows.
         config.stages = ("captions", "words")
@@ -123,6 +122,17 @@ def get_config(variant: str = "llama") -> ConfigDict:
         config.words.steps = 1000
         config.words.data.options = dict(shuffled=0.5)
         del config.pretrain
+        if variant == "llama-clips":
+            options = dict(graded=True, num_documents=3000, shuffled=0.5)
+            config.words.update(
+                eval_at_end=True,
+                eval=dict(
+                    data=data | dict(split="dev", options=options),
+                    template=to_json(template),
+                    batch_size=250,
+                    max_new_tokens=4,
+                ),
+            )
     elif variant == "llama-multi":
         config.stages = ("pairs", "several")
         config.pairs, config.several = (

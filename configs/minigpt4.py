@@ -17,7 +17,7 @@ LRV-Instruction V1, from an imported MiniGPT-4
 
     python scripts/train.py --config configs/minigpt4.py:lrv-v1 \\
         --config.weights.all=imported/minigpt4-7b --config.tokenizer=/models/vicuna-7b-v0 \\
-        --config.instruct.data.source=jsonl:lrv.jsonl
+        --config.instruct.data.source=lrv:LRV/filter_cap.json
 
 The papers computed in float16. On a GPU without bfloat16, for each stage:
 ``--config.model.dtype=float16 --config.frozen_dtype=float16

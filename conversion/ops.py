@@ -200,8 +200,8 @@ class FusedKernels:
 
 @dataclasses.dataclass(frozen=True)
 class FusedBiases:
-    """Their biases in one, [3*out]. Ours has those of the keys, or (``key`` False) drops them if
-    they are zero, [2*out]."""
+    """Their biases in one, [3*out]. Ours has those of the keys, or (``key`` False) not, [2*out]:
+    they move all scores of a query alike, which softmax cancels, so that nothing is lost."""
 
     key: bool = True
 
@@ -211,12 +211,7 @@ class FusedBiases:
     def forward(self, x: np.ndarray) -> np.ndarray:
         if self.key:
             return x
-        query, key, value = np.split(x, 3)
-        if key.any():
-            raise ValueError(
-                "the bias of the keys is not zero and the model has none; its config's key_bias "
-                "keeps it"
-            )
+        query, _, value = np.split(x, 3)
         return np.concatenate([query, value])
 
     def inverse(self, x: np.ndarray) -> np.ndarray:
@@ -286,39 +281,42 @@ class HeadwiseBiases:
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Learned positions of a class token and a square of patches, [1, 1+g*g, d] -> [1+G*G, d].
+    """Learned positions of a class token and a square of patches, [1, 1+g*g, d] -> [1+G*G, d], or,
+    if ours already, [1+g*g, d].
 
     Where the model's ``grid`` G is another than the source's, the patches' rows are resized, as
     torch does it. ``inverse`` writes the model's grid: what a resize lost does not come back.
     """
 
     grid: int | None = None  # None = the source's
+    is_ours: bool = False
 
     def fitted(self, shapes: Sequence[Shape]) -> "Positions":
-        return Positions(_side(shapes[0][0]))
+        return dataclasses.replace(self, grid=_side(shapes[0][0]))
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        side, d = _side(x.shape[1]), x.shape[2]
+        x = x if self.is_ours else x[0]
+        side, d = _side(x.shape[0]), x.shape[1]
         if self.grid in (None, side):
-            return x[0]
-        patches = resize_grid(x[0, 1:].reshape(side, side, d), self.grid).reshape(-1, d)
-        return np.concatenate([x[0, :1], patches]).astype(np.float32)  # the source may be half
+            return x
+        patches = resize_grid(x[1:].reshape(side, side, d), self.grid).reshape(-1, d)
+        return np.concatenate([x[:1], patches]).astype(np.float32)  # the source may be half
 
     def inverse(self, x: np.ndarray) -> np.ndarray:
-        return x[None]
+        return x if self.is_ours else x[None]
 
     def forward_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 3 or shape[0] != 1:
+        if not self.is_ours and (len(shape) != 3 or shape[0] != 1):
             raise ValueError(f"positions are [1, 1+g*g, d], not {shape}")
-        side = _side(shape[1])
-        return ((self.grid or side) ** 2 + 1, shape[2])
+        side = _side(shape[-2])
+        return ((self.grid or side) ** 2 + 1, shape[-1])
 
     def inverse_shape(self, shape: Shape) -> Shape:
-        return (1, *shape)
+        return shape if self.is_ours else (1, *shape)
 
     def remark(self, shape: Shape) -> str | None:
         """What a reader of the report should know about a source of this shape."""
-        side = _side(shape[1])
+        side = _side(shape[-2])
         if self.grid in (None, side):
             return None
         return f"positions of {side} x {side} patches resized to {self.grid} x {self.grid}"

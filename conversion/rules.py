@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
-from conversion.ops import IDENTITY, Op, Shape, fitted
+from conversion.ops import IDENTITY, Op, Positions, Shape, fitted
 
 LAYER = "{layer}"
 
@@ -224,8 +224,16 @@ def segments(path: str, shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def same_paths(paths: Iterable[str], shapes: Mapping[str, Shape]) -> Table:
-    """For a source that is ours: its paths are the model's, however the stacks are cut."""
-    return Table(rules=tuple(Rule(path, tuple(segments(path, shapes))) for path in paths))
+    """For a source that is ours: its paths are the model's, however the stacks are cut. A ViT's
+    positions are resized where the model's grid is another one: it goes on at another resolution.
+    """
+    return Table(rules=tuple(_same_path(path, shapes) for path in paths))
+
+
+def _same_path(path: str, shapes: Mapping[str, Shape]) -> Rule:
+    if re.fullmatch(r"(.*\.)?vision\.position", path):
+        return Rule(path, path, Positions(is_ours=True))
+    return Rule(path, tuple(segments(path, shapes)))
 
 
 def _rows(path: str, shapes: Mapping[str, Shape]) -> list[Slot]:

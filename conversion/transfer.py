@@ -217,12 +217,12 @@ def export_checkpoint(
         ten tensors; MiniGPT-4 and Cheetor: ``language``, and ``blip-2`` with all but Cheetor's
         second look; Lynx: ``language`` without its adapters); ``original`` = what upstream's
         loaders read (LMEye: ``{'net': ...}`` of ``stage`` 1 or 2; BLIP-2: LAVIS's ``eva_vit.pth``
-        and ``blip2.pth``; MiniGPT-4 and Cheetor: ``{'model': ...}`` of what they train; Lynx:
-        likewise, in ``pretrain_lynx.pt`` (stage 1) or ``finetune_lynx.pt``, and its tower in EVA's
-        spelling; mPLUG-Owl: the state of the whole model, with LoRA as PEFT wrapped it);
-        ``peft`` = LoRA as an adapter for PEFT's ``from_pretrained``, in ``language`` for the
-        language model alone; what else a run trained lies beside it in ``trained.safetensors``,
-        which `import_checkpoint` takes as a state.
+        and ``blip2.pth``; an EVA ViT: the former; MiniGPT-4 and Cheetor: ``{'model': ...}`` of what
+        they train; Lynx: likewise, in ``pretrain_lynx.pt`` (stage 1) or ``finetune_lynx.pt``, and
+        its tower in EVA's spelling; mPLUG-Owl: the state of the whole model, with LoRA as PEFT
+        wrapped it); ``peft`` = LoRA as an adapter for PEFT's ``from_pretrained``, in ``language``
+        for the language model alone; what else a run trained lies beside it in
+        ``trained.safetensors``, which `import_checkpoint` takes as a state.
       module_prefix: keys as DistributedDataParallel writes them (``original`` only).
       drop_added_rows: leave out rows of added tokens even if they are not zero. Neither format has
         a place for them.

@@ -13,11 +13,13 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from conversion.engine import ConversionError, Plan, Put, carry_out, plan, together
+from conversion import engine
+from conversion.engine import ConversionError, Plan, Put, carry_out, together
 from conversion.huggingface import NETWORKS, config_from_hf, network_of
 from conversion.io import Source, SourceError, read
 from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
+from conversion.tables.llama import EXTRAS
 from mmjax.nn.lora import is_lora
 from mmjax.nn.param import ParamSpec
 from mmjax.systems.registry import SYSTEMS, split_lora
@@ -38,18 +40,23 @@ def load_weights(
 
     Args:
       parts: a module's path (``language``, ``clip``; "" = all of the model) -> a Hugging Face
-        folder, an imported checkpoint, or ``asset:<folder below mmjax/assets>``.
+        folder, an imported checkpoint, or ``asset:<folder below mmjax/assets>``; it may hold more
+        than that part (``vision``: a whole BLIP-2 or CLIP).
       specs: of the whole model.
       dtype, put, seed: as in `conversion.engine.load`.
 
     Returns:
       Every parameter below the paths in ``parts``, no others; without LoRA, if the source has none.
+      What is done to one on the way (positions that are resized) is printed.
 
     Raises:
       SourceError: something is no checkpoint.
       ConversionError: the checkpoints do not fit; all problems of all parts at once.
     """
-    return carry_out(plan_weights(parts, specs, dtype=dtype), dtype=dtype, put=put, seed=seed)
+    plan = plan_weights(parts, specs, dtype=dtype)
+    for notice in plan.source.notices:
+        print(notice)
+    return carry_out(plan, dtype=dtype, put=put, seed=seed)
 
 
 def plan_weights(
@@ -73,7 +80,7 @@ def plan_weights(
             raise ConversionError(name, [f"it holds another network than {part}"])
         chosen.append((table, dataclasses.replace(source, name=name)))
         wanted |= below
-    return plan(*together(chosen), wanted, dtype=dtype)
+    return engine.plan(*together(chosen), wanted, dtype=dtype)
 
 
 def config_of(where: str | Path, part: str, kind: type[Config]) -> Config:
@@ -89,8 +96,10 @@ def config_of(where: str | Path, part: str, kind: type[Config]) -> Config:
         name, (values, _) = header["system"], split_lora(header["model"])
         if name in NETWORKS:
             config = config_from_dict(NETWORKS[name].config, values)
-        else:
+        elif name in SYSTEMS:
             config = getattr(config_from_dict(SYSTEMS[name].Config, values), part, None)
+        else:
+            config = None
     else:
         config = config_from_hf(folder)
     if not isinstance(config, kind):
@@ -107,21 +116,37 @@ def locate(where: str | Path) -> Path:
 
 
 def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple[Table, Source]:
-    """Opens one part; the table leads to the model's paths."""
-    prefix = f"{module}." if module else ""
-    if not is_imported(folder):
-        source = read(folder, pickles=False)
-        table = NETWORKS[network_of(source.config, folder)].table
-        whole = table.under(path_prefix=prefix)
-        if any(whole.fills(path) for path in below):
-            return whole, source
-        return table.half(prefix, "another part of the network"), source
-    source = read_imported(folder)
-    is_network = (system := source.config["system"]) in NETWORKS
-    if is_network and not any(path in below for path in source.entries):
-        source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init
-    else:  # of a system, or of a network that has a part of the same name
-        entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
-        source, init = dataclasses.replace(source, entries=entries), ()
-    shapes = {path: spec.shape for path, spec in below.items()}
+    """Opens one part; the table leads to the model's paths.
+
+    Of a network that has a part of the module's name (``vision`` of a BLIP-2), it is that part.
+    """
+    prefix, shapes = f"{module}." if module else "", {path: s.shape for path, s in below.items()}
+    parent, _, part = module.rpartition(".")
+    above = f"{parent}." if parent else ""
+    is_ours = is_imported(folder)
+    source = read_imported(folder) if is_ours else read(folder, pickles=False)
+    name = source.config["system"] if is_ours else network_of(source.config, folder)
+    if name not in NETWORKS:  # a system, or a network that has no Hugging Face folder
+        source = _below(prefix, source) if name in SYSTEMS else source.under(prefix)
+        return same_paths(source.entries, shapes), source
+    network, extras = NETWORKS[name], EXTRAS if name == "llama" else Table()
+    if _has(network.config, part):
+        if not is_ours:
+            table = network.table.half(f"{part}.", f"no part of its {part}")
+            return table.under(path_prefix=above), source
+        source = _below(prefix, source.under(above))
+        return same_paths(source.entries, shapes), source
+    if not is_ours:
+        return (network.table + extras).under(path_prefix=prefix), source
+    init = (network.table + extras).under(path_prefix=prefix).init
+    source = source.under(prefix)
     return same_paths(source.entries, shapes) + Table(init=init), source
+
+
+def _below(prefix: str, source: Source) -> Source:
+    entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}
+    return dataclasses.replace(source, entries=entries)
+
+
+def _has(config: type, part: str) -> bool:
+    return part in (field.name for field in dataclasses.fields(config))

@@ -111,7 +111,7 @@ def _own(problems: list[str]) -> Iterator[str]:
     yield "Comes with it"
     assets = Path(__file__).parent / "assets" / "tiny"
     rows = []
-    for name in ("llama", "llama-multi", "clip", "blip2"):
+    for name in ("llama", "llama-multi", "llama-clips", "clip", "blip2"):
         file = assets / name / "model.safetensors"
         if not file.is_file():
             problems.append(f"the weights {file} are missing: check the package out again")

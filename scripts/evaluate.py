@@ -3,30 +3,51 @@
 python scripts/evaluate.py --run runs/lmeye-tiny [--stage align] [--without_picture]
 
 Answers are greedy, as in training, unless flags of decoding say otherwise: --num_beams=5 ...
+
+Or has answers judged, as GAVIE does:
+
+python scripts/evaluate.py gavie --evaluation_set evaluation_set.json --images image \\
+    --questions questions.jsonl                                  (for scripts/generate.py --jsonl)
+python scripts/evaluate.py gavie --evaluation_set evaluation_set.json \\
+    --answers ours=ours.jsonl --answers other=other.jsonl --annotations vg_annotation.json \\
+    --judge "chat-api?base_url=https://HOST/v1&model=NAME" --out judged
+
+The judge may be recorded?path=FILE or rules, too (mmjax/evaluate/judge.py); the same command goes
+on after a stop and asks nothing twice. Its exit code is 1 if nothing could be judged.
 """
 
+import sys
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.data.sources.mixture import named
+from mmjax.evaluate.gavie_flags import define_gavie, gavie_from_flags
 from mmjax.generate.flags import decoding, define_decoding
 from mmjax.parallel.distributed import initialize
 from mmjax.train.build import load_run
 from mmjax.train.evaluation import evaluate, greedy, question_section
 from mmjax.train.features import picture_features
-from mmjax.train.report import accuracy_table
+from mmjax.train.report import accuracy_tables
 
-RUN = flags.DEFINE_string("run", None, "run directory", required=True)
+RUN = flags.DEFINE_string("run", None, "run directory")
 STAGE = flags.DEFINE_string("stage", None, "evaluate as of this stage; the last one by default")
 WITHOUT_PICTURE = flags.DEFINE_bool(
     "without_picture", False, "withhold the picture: what can be guessed"
 )
 define_decoding()
+define_gavie()
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+    if argv[1:] == ["gavie"]:
+        summary = gavie_from_flags()
+        print(summary)
+        sys.exit(0 if isinstance(summary, str) or summary.counts["judged"] else 1)
+    if argv[1:] or RUN.value is None:
+        raise ValueError(f"say what to do: --run=DIR, or gavie; got {argv[1:] or 'neither'}")
     initialize()
     workdir = Path(RUN.value)
     run, stage = load_run(workdir, STAGE.value)
@@ -41,10 +62,9 @@ def main(_) -> None:
             without_picture=WITHOUT_PICTURE.value,
             decoding=decoding(base=greedy(section)),
         )
-    print(
-        f"{workdir} after stage {stage}, {section['data']['source']} {section['data']['split']}\n"
-    )
-    print(accuracy_table(accuracy.kinds))
+    data = section["data"]
+    print(f"{workdir} after stage {stage}, {named(data['source'])} {data['split']}\n")
+    print(accuracy_tables(accuracy))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python scripts/prepare_data.py check       --config configs/lmeye.py[:variant] [
 python scripts/prepare_data.py features    --config configs/lmeye.py[:variant] --out DIR
 python scripts/prepare_data.py tfds        --data_dir DIR
 python scripts/prepare_data.py differences --attention MODULE:ATTRIBUTE --out DIR
+python scripts/prepare_data.py instructions [--regions FILE --writer "chat-api?..."] --out DIR
 
 check        goes through all records: counts, broken pictures, overlong rows, token lengths, and a
              page of samples with their loss masks; exit code 1 if training would stop
@@ -12,6 +13,9 @@ tfds         easy-VQA as a tensorflow-datasets data set, for tfds:easy_vqa?data_
 differences  pairs of pictures that differ in what a Q-Former ignores, and sentences that say it,
              for jsonl:DIR/pairs.jsonl; of easy-VQA, or with parts of your own: segmenter, editor,
              text model (mmjax/data/differences/plugins.py); exit code 1 if there is not one pair
+instructions positive and negative instructions, as LRV-Instruction's, for the source
+             lrv:DIR/instructions.json; about easy-VQA by rule, or by a text model that reads region
+             annotations (mmjax/data/instructions/writers.py); exit code 1 if there is not one
 """
 
 import sys
@@ -21,7 +25,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmjax import command
-from mmjax.data.differences.flags import build_from_flags, define_differences
+from mmjax.data.differences import flags as differences
+from mmjax.data.instructions import flags as instructions
 from mmjax.data.sources import easy_vqa_tfds
 from mmjax.train.check import check_data
 from mmjax.train.config import resolve
@@ -36,13 +41,14 @@ CONFIG = config_flags.DEFINE_config_file(  # what a config leaves to its default
 )
 OUT = flags.DEFINE_string("out", None, "folder for the results; runs/data-check for check")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "where tensorflow-datasets keeps data sets")
-define_differences()
+differences.define_differences()
+instructions.define_instructions()
 
 
 def main(argv: list[str]) -> None:
     what = argv[1] if len(argv) == 2 else ""
     needed = {"check": [CONFIG], "features": [CONFIG, OUT], "tfds": [DATA_DIR]}
-    needed["differences"] = [OUT]
+    needed |= {"differences": [OUT], "instructions": [OUT]}
     if what not in needed:
         raise ValueError(f"say what to do: one of {', '.join(needed)}; got {argv[1:] or 'nothing'}")
     if missing := [flag.name for flag in needed[what] if flag.value is None]:
@@ -50,9 +56,14 @@ def main(argv: list[str]) -> None:
     if what == "tfds":
         print(f"prepared: {easy_vqa_tfds.prepare(DATA_DIR.value)}")
     elif what == "differences":
-        report = build_from_flags(Path(OUT.value))
+        report = differences.build_from_flags(Path(OUT.value))
         print(report)
         if not report.counts["made"]:
+            sys.exit(1)
+    elif what == "instructions":
+        report, source = instructions.build_from_flags(Path(OUT.value))
+        print(f"{report}\nread them with {source}")
+        if not report.counts["instructions"]:
             sys.exit(1)
     elif what == "features":
         store = prepare_features(resolve(CONFIG.value), Path(OUT.value))

@@ -1,7 +1,7 @@
 """A paper's claim, put to the test: trains a system and its control on several seeds, and prints
 one table.
 
-    python scripts/study.py --study lmeye|minigpt4|cheetor [--seeds 0,1,2] [--workdir runs/study]
+    python scripts/study.py --study lmeye|minigpt4|cheetor|lynx [--seeds 0,1,2] [--workdir DIR]
 
 lmeye: what does the interaction bring?
     withheld      the trained model, given zeros in place of the picture: a guard against leaks
@@ -21,6 +21,15 @@ cheetor: what does the second look bring, and what does knowing the question bri
     unguided      the control: same parameters, data and steps, but what guides the second look is
                   the first token, which has seen nothing
     VPG-C         the paper's
+
+lynx: what matters (the paper's ablation)?
+    withheld              the trained model, given zeros in place of pictures and clips
+    no adapters           the resampler alone trains
+    adapters              the paper's
+    cross-attention       in place of both, to a frozen language model
+    cross-attention, LLM  to one that trains, too
+    low resolution        32 pixels in place of 64
+    one prompt            each kind of question trained in one wording, tested in all
 """
 
 import copy
@@ -97,6 +106,26 @@ STUDIES = {
             "switched off": Test("vpgc", template={"guidance": "none"}),
             "unguided": Test("unguided"),
             "VPG-C": Test("vpgc"),
+        },
+    ),
+    "lynx": Study(
+        "lynx",
+        {
+            "adapters": "tiny",
+            "no-adapters": "tiny-no-adapters",
+            "cross-attention": "tiny-cross-attention",
+            "cross-attention-llm": "tiny-cross-attention-llm",
+            "low-resolution": "tiny-low-resolution",
+            "one-prompt": "tiny-one-prompt",
+        },
+        {
+            "withheld": Test("adapters", without_picture=True),
+            "no adapters": Test("no-adapters"),
+            "adapters": Test("adapters"),
+            "cross-attention": Test("cross-attention"),
+            "cross-attention, LLM": Test("cross-attention-llm"),
+            "low resolution": Test("low-resolution"),
+            "one prompt": Test("one-prompt"),
         },
     ),
 }

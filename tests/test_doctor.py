@@ -22,6 +22,7 @@ def test_a_working_machine(capsys, monkeypatch):
         jax.__version__,
         *PROJECT["optional-dependencies"],
         "tiny llama-multi",
+        "tiny llama-clips",
         "easy-VQA",
     ):
         assert name in report, name

@@ -27,7 +27,7 @@ from conversion.assemble import (
     left_to,
     tokenizer_of,
 )
-from conversion.assemble.networks import folder_of
+from conversion.assemble.networks import VISION_HEADS, eva_vit_of, folder_of
 from conversion.assemble.pictures import config_of, is_imported, refuse_delta
 from conversion.engine import ConversionError
 from conversion.huggingface import NETWORKS, network_of
@@ -53,7 +53,7 @@ EMBEDDING = "LLM.model.embed_tokens.weight"
 PAD = "[PAD]"
 _UNPUBLISHED = "Lynx with cross-attention was never published: it has no format"
 # What its code has fixed, and no file tells.
-VISION_HEADS, RESAMPLER_HEADS = 16, 8
+RESAMPLER_HEADS = 8
 
 
 def _assemble(opened: Sequence[Source], options: Options) -> Assembled:
@@ -173,9 +173,7 @@ def _vision(
         sizes = eva_vit_sizes(inside)
     else:
         entries = roles["tower"].shapes
-        sizes = eva_vit_sizes(entries)
-        if "norm.weight" in entries or "fc_norm.weight" in entries:  # EVA complete
-            sizes = dataclasses.replace(sizes, num_layers=sizes.num_layers - 1)
+        sizes = eva_vit_of(entries)
         if "pos_embed" in inside:
             grid = eva_vit_sizes(entries | {"pos_embed": inside["pos_embed"]}).grid
             sizes = dataclasses.replace(sizes, image_size=grid * sizes.patch_size)

@@ -1,14 +1,20 @@
-"""Networks alone: Hugging Face folders, and BLIP-2 in the two files that LAVIS reads."""
+"""Networks alone: Hugging Face folders, BLIP-2 in the two files that LAVIS reads, EVA ViT in its
+own."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from conversion.assemble import Assembled, Assembly, Folder, Options, TorchFile, tokenizer_of
 from conversion.huggingface import NETWORKS, NetworkConfig, network_of
 from conversion.io import Source, SourceError
+from conversion.ops import Shape
+from conversion.recognise import UnknownSizes, eva_vit_sizes
 from conversion.tables import blip2, eva_vit
 from mmjax.models.blip2 import Blip2, Blip2Config
+from mmjax.models.eva_vit import EvaVit, EvaVitConfig
+
+VISION_HEADS = 16  # of ViT-g
 
 
 def folder_of(config: NetworkConfig) -> Folder:
@@ -80,6 +86,43 @@ def _lavis_files(config: Blip2Config, stage: int) -> dict[str, TorchFile]:
     }
 
 
+def eva_vit_of(shapes: Mapping[str, Shape]) -> EvaVitConfig:
+    """What is used of an EVA ViT's file: not the last block, if it has what follows that.
+
+    Heads are the original's, which no file tells.
+    """
+    sizes = eva_vit_sizes(shapes)
+    is_whole = "norm.weight" in shapes or "fc_norm.weight" in shapes
+    return dataclasses.replace(
+        sizes, num_layers=sizes.num_layers - is_whole, num_heads=VISION_HEADS
+    )
+
+
+def _eva_vit(opened: Sequence[Source], options: Options) -> Assembled:
+    if options.variant is not None:
+        raise SourceError("eva-vit has no variants; its file gives the sizes")
+    if len(opened) != 1:
+        raise SourceError(f"eva-vit is imported from one file, not from {len(opened)} sources")
+    (source,) = opened
+    try:
+        config = eva_vit_of(source.shapes)
+    except (UnknownSizes, ValueError) as error:
+        raise SourceError(f"{source.name}: no EVA ViT: {error}") from error
+    table = eva_vit.EVA + eva_vit.file_rest(config.num_layers)
+    return Assembled(config, EvaVit(config), [(table, source)])
+
+
+def _eva_vit_file(config: EvaVitConfig, stage: int) -> dict[str, TorchFile]:
+    del config, stage
+    return {"eva_vit.pth": TorchFile(r".*", eva_vit.EVA, container=None)}
+
+
+def _no_folders(config: EvaVitConfig) -> dict[str, Folder]:
+    raise SourceError(
+        "transformers has no EVA ViT by itself; --format original writes its own file"
+    )
+
+
 def _assembly(name: str, *, assemble=None, original=None) -> Assembly:
     return Assembly(
         config=NETWORKS[name].config,
@@ -92,3 +135,4 @@ def _assembly(name: str, *, assemble=None, original=None) -> Assembly:
 
 LLAMA, CLIP = _assembly("llama"), _assembly("clip")
 BLIP2 = _assembly("blip-2", assemble=_blip2, original=_lavis_files)
+EVA_VIT = Assembly(EvaVitConfig, _eva_vit, _eva_vit_file, _no_folders)

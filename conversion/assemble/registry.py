@@ -4,7 +4,7 @@ from conversion.assemble import Assembly
 from conversion.assemble.lmeye import LMEYE
 from conversion.assemble.lynx import LYNX
 from conversion.assemble.mplug_owl import MPLUG_OWL
-from conversion.assemble.networks import BLIP2, CLIP, LLAMA
+from conversion.assemble.networks import BLIP2, CLIP, EVA_VIT, LLAMA
 from conversion.assemble.pictures import CHEETOR, MINIGPT4
 
 ASSEMBLIES: dict[str, Assembly] = {
@@ -16,4 +16,5 @@ ASSEMBLIES: dict[str, Assembly] = {
     "llama": LLAMA,
     "clip": CLIP,
     "blip-2": BLIP2,
+    "eva-vit": EVA_VIT,
 }

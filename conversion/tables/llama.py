@@ -42,6 +42,9 @@ LLAMA = Table(
     ties=(Tie("lm_head.weight", equals="model.embed_tokens.weight"),),
 )
 
+# For training that starts from a plain LLaMA; a Lynx's own files must have them.
+EXTRAS = Table(init=(Init(r"(adapters|cross)\..*", "trained by Lynx, no LLaMA has any"),))
+
 _ADAPTER = Table(
     rules=(
         *norm("adapter_norm_before", "norm"),

@@ -363,8 +363,6 @@ class Pipeline:
         if self._features is None:
             return with_media(batch, pictures, self._pictures, size=self._image_size)
         batch = dataclasses.replace(batch, features=stack_padded(pictures, self._pictures))
-        if not self.num_frames:  # each place is a picture's
-            return batch
         counts = [[self.num_frames if m.is_video else None for m in row.media] for row in encoded]
         item, time = media_places(counts, self._pictures)
         return dataclasses.replace(batch, frame_item=item, frame_time=time)

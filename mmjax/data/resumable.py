@@ -19,6 +19,7 @@ class ResumableFile:
     """Lines that are only ever added.
 
     Attributes:
+      name: of the file.
       num_lines: whole lines so far.
       is_complete: whether nothing is left to do.
     """
@@ -42,7 +43,7 @@ class ResumableFile:
         Raises:
           ValueError: what is there was made from something else, or nobody knows from what.
         """
-        self._out = out
+        self._out, self.name = out, out.name
         self._partial = out.with_name(f"{out.name}.partial")
         described = out.with_name(f"{out.name}.origin.json")
         self.num_lines = 0
@@ -87,6 +88,61 @@ class ResumableFile:
     def count(self, row: Mapping[str, Any]) -> None:
         """Called with each line, found or added; subclasses keep figures."""
         self.num_lines += 1
+
+
+class KeyedFile:
+    """JSON lines that have a ``key`` and are only ever added, in any order, by one start after the
+    other; unlike a `ResumableFile`, it goes on whatever it is asked for.
+
+    Attributes:
+      rows: key -> its lines, in order.
+    """
+
+    def __init__(self, path: Path):
+        """A last line that was cut short is dropped.
+
+        Raises:
+          ValueError: another line is damaged, and nothing is dropped for its sake; or another
+            process has the file open.
+        """
+        import fcntl  # Windows has none, and all else here needs none
+
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(f"another process writes {path}: wait for it, or end it") from None
+        data = path.read_bytes()
+        whole = 0
+        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+            try:
+                row = json.loads(line)
+                key = row["key"]
+            except (ValueError, TypeError, KeyError) as error:
+                if whole + len(line) < len(data):
+                    self.close()
+                    raise ValueError(
+                        f"{path}, line {number} is damaged ({error}): mend or remove it"
+                    ) from error
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            self.rows.setdefault(key, []).append(row)
+        self._file.truncate(whole)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Returns when it is on disk."""
+        self.rows.setdefault(row["key"], []).append(dict(row))
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

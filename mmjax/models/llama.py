@@ -100,6 +100,11 @@ class LlamaConfig:
         return cls.tiny(**dict(vocab_size=66, init_std=0.08) | changes)
 
     @classmethod
+    def tiny_clips(cls, **changes) -> "LlamaConfig":
+        """With the words for clips, otherwise as `tiny_multi`."""
+        return cls.tiny_multi(**dict(vocab_size=58) | changes)
+
+    @classmethod
     def llama_7b(cls, **changes) -> "LlamaConfig":
         sizes = dict(vocab_size=32000, num_layers=32, embed_dim=4096, mlp_dim=11008, num_heads=32)
         return cls(**sizes | changes)

@@ -102,8 +102,9 @@ class LynxConfig:
         size, extras = variants[variant]
         fusion = "cross-attention" if "cross_every" in extras else "prefix"
         if variant == "tiny":
-            networks = LlamaConfig.tiny(**extras), EvaVitConfig.tiny(), ResamplerConfig.tiny()
-            made = dict(dtype="float32")
+            language = LlamaConfig.tiny_clips(**extras)
+            networks = language, EvaVitConfig.tiny(), ResamplerConfig.tiny()
+            made = dict(dtype="float32", num_frames=3)
         else:
             # Vicuna's 32,000 rows and [PAD].
             language = LlamaConfig.llama_7b(vocab_size=32001, remat="full", **extras)

@@ -47,7 +47,7 @@ def resolve(config: ConfigDict) -> dict:
 
 def check(config: ConfigDict) -> tuple[dict, list[str]]:
     """(plain nested values, what is wrong with them, see `resolve`)."""
-    plain = _plain(config.to_dict())
+    plain = _without_empty_shares(_plain(config.to_dict()))
     problems = _unknown("", plain, [*TOP, *plain.get("stages", ())])
     problems += [
         f"{name} is not set: give --config.{name}=..." for name in ("tokenizer",) if not plain[name]
@@ -147,6 +147,7 @@ def _data_problems(name: str, data: dict) -> list[str]:
     problems = _unknown(f"{name}.", data, DATA)
     problems += [
         f"{key} is not set: give --config.{key}=jsonl:FILE or a data set's name"
+        + _to_leave_out(name, key)
         for key in unset_sources(name, data)
     ]
     if not isinstance(data["source"], dict):
@@ -223,6 +224,11 @@ def _video_problems(name: str, data: dict, *, features: str) -> list[str]:
     return problems
 
 
+def _to_leave_out(name: str, key: str) -> str:
+    part = key.removeprefix(f"{name}.source").strip(".").partition(".")[0]
+    return f", or leave it out: --config.{name}.weights.{part}=0" if part else ""
+
+
 def unset_sources(name: str, data: dict) -> list[str]:
     """Keys of the config that a user has yet to give, of the ``data`` section ``name``."""
     source = data["source"]
@@ -296,6 +302,17 @@ def _unknown(prefix: str, section: dict, known) -> list[str]:
         for key in section
         if key not in known
     ]
+
+
+def _without_empty_shares(config: dict) -> dict:
+    """Parts of a mixture whose weight is 0 are not opened, nor need they have a source."""
+    for name in config["stages"]:
+        data = config[name]["data"] if name in config else {}
+        parts, weights = data.get("source"), data.get("weights") or {}
+        if isinstance(parts, dict) and weights.keys() == parts.keys() and any(weights.values()):
+            data["source"] = {part: parts[part] for part in parts if weights[part]}
+            data["weights"] = {part: weights[part] for part in parts if weights[part]}
+    return config
 
 
 def _plain(value):

@@ -10,7 +10,7 @@ from mmjax.train.evaluation import evaluate
 from mmjax.train.metrics import MetricsWriter
 from mmjax.train.pages import picture_or_none, write_samples
 from mmjax.train.quarantine import BadSamples
-from mmjax.train.report import accuracy_table
+from mmjax.train.report import accuracy_tables
 
 _SHOWN = 60  # samples on the page, about
 
@@ -31,7 +31,7 @@ def final_test(
     writer.write(metrics, stage_index=len(stages), stage="test", step=steps)
     source, split = named(section["data"]["source"]), section["data"]["split"]
     print(f"\nHeld-out questions ({source}, {split})\n")
-    print(accuracy_table(accuracy.kinds))
+    print(accuracy_tables(accuracy))
     shown = predictions[:: max(1, len(predictions) // _SHOWN)]
     write_samples(writer.path.with_name("samples.html"), [_sample(each) for each in shown])
     return metrics

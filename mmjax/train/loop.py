@@ -288,10 +288,13 @@ def _evaluate(stage: _Stage, params: Params, step: int) -> str:
     stage.writer.write(
         accuracy.metrics("dev"), stage_index=stage.index, stage=stage.name, step=step
     )
+    means = {"": accuracy.mean_of_kinds} | {
+        f" ({part})": each.mean_of_kinds for part, each in accuracy.parts.items()
+    }
     return (
         f"{stage.name} step {step}, {stage.config['eval']['data']['split']} pictures: "
-        f"{100 * accuracy.overall:.1f} % of {accuracy.count} questions, "
-        f"mean of kinds {100 * accuracy.mean_of_kinds:.1f} %"
+        f"{100 * accuracy.overall:.1f} % of {accuracy.count} questions, mean of kinds "
+        + ", ".join(f"{100 * mean:.1f} %{part}" for part, mean in means.items())
     )
 
 

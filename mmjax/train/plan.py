@@ -192,9 +192,7 @@ class _Stage:
                 jax.ShapeDtypeStruct(row.frames.shape[1:], jnp.uint8),
             )
             stored = jax.ShapeDtypeStruct((1, *made.shape), jnp.float32)
-            row = dataclasses.replace(
-                row, frames=None, frame_item=None, frame_time=None, features=stored
-            )
+            row = dataclasses.replace(row, frames=None, features=stored)
         size = section["batch_size"]
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), row)
 
@@ -254,6 +252,7 @@ def _weights(report: Report, config: dict, wanted: Mapping[str, ParamSpec]) -> N
         lines.append(
             f"  {name}: {where}: {facts['tensors_read']} tensors, {kinds}, {human_bytes(size)}"
         )
+        lines += [f"    {notice}" for notice in facts["notices"]]
         if facts["initialised"]:
             lines.append(f"    not in it, initialised: {', '.join(facts['initialised'])}")
         if facts["ignored"]:

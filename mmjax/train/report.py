@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax.evaluate.accuracy import Accuracy
 from mmjax.nn.param import ParamSpec
 from mmjax.parallel.distributed import fetch
 from mmjax.train.metrics import human, human_bytes, read_metrics
@@ -89,6 +90,15 @@ def params_hash(params: Mapping[str, jax.Array]) -> str:
         digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def accuracy_tables(accuracy: Accuracy) -> str:
+    """A table, or one for each part of a mixture."""
+    if not accuracy.parts:
+        return accuracy_table(accuracy.kinds)
+    return "\n\n".join(
+        f"{part}\n\n{accuracy_table(each.kinds)}" for part, each in accuracy.parts.items()
+    )
 
 
 def accuracy_table(per_kind: Mapping[str, tuple[int, int]]) -> str:

@@ -47,9 +47,7 @@ class Tower:
         cut, join = _cut_and_join(b * f, self.batch_size, self.mesh)
         features = join([self._features(params, part) for part in cut(batch.frames)])
         features = features.reshape(b, f, *features.shape[1:])
-        return dataclasses.replace(
-            batch, frames=None, frame_item=None, frame_time=None, features=features
-        )
+        return dataclasses.replace(batch, frames=None, features=features)
 
     def features(self, params: Params, frames: np.ndarray) -> np.ndarray:
         """uint8[batch_size H W 3] -> [batch_size ...]; every process calls it with the same."""

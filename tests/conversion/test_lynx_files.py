@@ -1,5 +1,6 @@
 """Lynx in and out, from file to file."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from conversion.engine import export
 from conversion.store import load_imported, save_imported
 from conversion.tables import eva_vit, lynx
 from conversion.transfer import save_hf
+from conversion.weights import load_weights
 from mmjax.data.templates import LynxPrompt, from_json
 from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
 from mmjax.models.eva_vit import EvaVitConfig
@@ -108,6 +110,31 @@ def test_three_files_make_the_model(files, capsys):
         "layers 0, 2, 4, ... of the language model have adapters",
     ):
         assert part in told
+
+
+def test_the_tower_alone(files, capsys):
+    """For training that starts from it; at another resolution, too."""
+    out, again = files / "eva", files / "again"
+    assert run("import --system eva-vit --source", files / "EVA01.pt", "--out", out) == 0
+    assert "EVA's last block" in capsys.readouterr().out
+    wanted = specs(Lynx(CONFIG))
+    params = load_weights({"vision": out}, wanted)
+    for path, value in subset(PARAMS, "vision").items():
+        np.testing.assert_array_equal(params[f"vision.{path}"], value)
+    assert run("export --format original --checkpoint", out, "--out", again) == 0
+    written = torch.load(again / "eva_vit.pth", weights_only=True)
+    for key, value in torch.load(files / "eva_vit_g.pth", weights_only=True).items():
+        assert torch.equal(written[key], value), key
+    size = 2 * CONFIG.vision.image_size
+    vision = dataclasses.replace(CONFIG.vision, image_size=size)
+    larger = specs(Lynx(dataclasses.replace(CONFIG, vision=vision)))
+    load_weights({"vision": out}, larger)
+    assert "resized to" in capsys.readouterr().out
+    for wrong in (["vicuna"], ["EVA01.pt", "EVA01.pt"]):
+        sources = [files / name for name in wrong]
+        assert run("import --system eva-vit --source", *sources, "--out", files / "no") == 1
+    assert run("export --format hf --checkpoint", out, "--out", files / "no") == 1
+    assert "transformers has no EVA ViT by itself" in capsys.readouterr().err
 
 
 def test_out_again_bit_equal(files):

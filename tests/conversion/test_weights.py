@@ -14,9 +14,11 @@ from conversion.engine import ConversionError
 from conversion.huggingface import NETWORKS, config_from_hf
 from conversion.io import SourceError, read
 from conversion.store import save_imported
-from conversion.weights import load_weights
+from conversion.weights import load_weights, locate
+from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.nn.param import specs
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.lynx import Lynx, LynxConfig
 
 
 @pytest.fixture
@@ -71,3 +73,34 @@ def test_load_weights_finds_assets(lmeye, llama_folder, tmp_path, monkeypatch):
     shutil.copytree(llama_folder, tmp_path / "assets" / "tiny" / "llama")
     monkeypatch.setattr(weights.resources, "files", lambda package: {"mmjax": tmp_path}[package])
     assert "language.norm.scale" in load_weights({"language": "asset:tiny/llama"}, lmeye)
+
+
+def test_load_weights_takes_a_part_of_a_network(capsys):
+    # The tower of a BLIP-2, at its own resolution and at a lower one.
+    tower = arrays_of(locate("asset:tiny/blip2"))["vision_model.embeddings.position_embedding"]
+    for size, grid in ((64, 8), (32, 4)):
+        model = LynxConfig.named("tiny", vision=EvaVitConfig.tiny(image_size=size))
+        params = load_weights({"vision": "asset:tiny/blip2"}, specs(Lynx(model)))
+        assert {path.partition(".")[0] for path in params} == {"vision"}
+        position = params["vision.position"]
+        assert position.shape == (grid**2 + 1, 128)
+        np.testing.assert_array_equal(position[0], tower[0, 0])
+        resized = "positions of 8 x 8 patches resized to 4 x 4"
+        assert (resized in capsys.readouterr().out) == (size == 32)
+    with pytest.raises(ConversionError):  # another tower
+        load_weights({"vision": "asset:tiny/clip"}, specs(Lynx(model)))
+
+
+def test_an_imported_tower_goes_on_at_another_resolution(tmp_path, capsys):
+    small, large = (
+        specs(Lynx(LynxConfig.named("tiny", vision=EvaVitConfig.tiny(image_size=size))))
+        for size in (32, 64)
+    )
+    params = load_weights({"vision": "asset:tiny/blip2"}, large)
+    header = {"system": "lynx", "variant": None, "model": {}}
+    save_imported(tmp_path / "lynx", header, params, {})
+    capsys.readouterr()
+    again = load_weights({"vision": tmp_path / "lynx"}, small)
+    assert "positions of 8 x 8 patches resized to 4 x 4" in capsys.readouterr().out
+    direct = load_weights({"vision": "asset:tiny/blip2"}, small)
+    assert_same(again, direct)

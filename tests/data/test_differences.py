@@ -13,12 +13,15 @@ import pytest
 from data import edits_stub as stub
 from PIL import Image
 
+from mmjax.data import chat_client
+from mmjax.data.chat_client import Unanswered
 from mmjax.data.differences import chat_api
-from mmjax.data.differences.builder import MAX_FAILED, Parts, Settings, build
+from mmjax.data.differences.builder import Parts, Settings, build
 from mmjax.data.differences.easy_vqa import RuleEditor, RuleSegmenter, RuleText
-from mmjax.data.differences.interfaces import KINDS, Scene, Segment, Unanswered, Unfit
+from mmjax.data.differences.interfaces import KINDS, Scene, Segment, Unfit
 from mmjax.data.differences.plugins import load
 from mmjax.data.images import load_image
+from mmjax.data.outcomes import MAX_FAILED
 from mmjax.data.sources import make_source
 from mmjax.data.sources.easy_vqa import COLOURS, SHAPES, captioned, picture
 from mmjax.data.sources.easy_vqa_edits import INSTRUCTION, Thing, apply, sentence, take_apart
@@ -494,7 +497,7 @@ def server(monkeypatch):
             pass
 
     waited = []
-    monkeypatch.setattr(chat_api.time, "sleep", waited.append)
+    monkeypatch.setattr(chat_client.time, "sleep", waited.append)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("TEST_KEY", "secret")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:

@@ -7,7 +7,16 @@ from PIL import Image
 
 from mmjax.data.images import load_image
 from mmjax.data.sources import make_source
-from mmjax.data.sources.easy_vqa import KINDS, NUM_FORMS, captioned, kind_of, picture, questions
+from mmjax.data.sources.easy_vqa import (
+    COLOURS,
+    KINDS,
+    NUM_FORMS,
+    SHAPES,
+    captioned,
+    kind_of,
+    picture,
+    questions,
+)
 from mmjax.data.sources.easy_vqa_text import PROPORTIONS, EasyVQAPairs, EasyVQAText
 from mmjax.data.templates import PlainText
 from mmjax.data.tokenizer import build_word_tokenizer
@@ -59,6 +68,19 @@ def test_a_question():
     assert len(keys) == 1_000
 
 
+def test_one_wording_of_each_kind():
+    one = make_source("easy-vqa", "dev", wordings="one")
+    asked = [one[i].info for i in range(len(one))]
+    assert {info["kind"] for info in asked} == set(KINDS)
+    named = "|".join((*COLOURS, *SHAPES))
+    forms = {re.sub(named, "X", info["question"]) for info in asked}
+    assert forms == {
+        "what shape is present?", "what color is the shape?", "is there a X?",
+        "is there a X shape?", "is there not a X?", "is there not a X shape?",
+    }  # fmt: skip
+    assert len(one) < len(make_source("easy-vqa", "dev")) / 3
+
+
 def test_facts_of_the_pictures():
     facts = [facts for split in ("train", "dev") for _, facts in captioned(split)]
     assert len(facts) == 3_961
@@ -103,6 +125,9 @@ def test_captions():
     texts = [source[i].text("assistant") for i in range(len(source))]
     detailed = sum(bool(re.search("small|medium|large", text)) for text in texts) / len(texts)
     assert 0.55 < detailed < 0.65
+    assert source[0].text("user") == ""
+    asked = make_source("easy-vqa", "dev", task="caption", request="describe the picture.")
+    assert asked[0].text("user") == "describe the picture." and len(asked[0].media) == 1
     number, facts = captioned("dev")[3]
     assert source[3 * NUM_FORMS].media[0].key == f"easy-vqa/train/{number}"
     assert facts.caption(0, details=True) == (

@@ -1,5 +1,6 @@
 import collections
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -198,6 +199,25 @@ def test_a_record_depends_on_seed_and_number_alone():
         assert {other[i].media[0].key for i in range(40)}.isdisjoint(
             long[i].media[0].key for i in range(40)
         )
+
+
+def test_captions_and_other_wordings_are_of_the_same_clips():
+    asked, told, one = (
+        EasyVQAClips("dev", num_records=36, **options)
+        for options in ({}, dict(task="caption"), dict(wordings="one"))
+    )
+    wordings = {}
+    for i in range(36):
+        record = asked.record(i)
+        assert told.record(i).clip == one.record(i).clip == record.clip
+        assert told[i].media[0].key == asked[i].media[0].key
+        same = one.record(i)
+        assert (same.kind, same.answer) == (record.kind, record.answer)
+        names = "|".join((*COLOURS, *SIDES, "small", "large"))
+        wordings.setdefault(same.kind, set()).add(re.sub(names, "X", same.question))
+    assert all(len(forms) == 1 for forms in wordings.values())
+    # Frames differ, so features of one must not pass for the other's.
+    assert EasyVQAClips("dev", frames=1)[0].media[0].key != asked[0].media[0].key
 
 
 def test_shapes_are_those_of_the_splits_pictures():

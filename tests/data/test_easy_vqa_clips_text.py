@@ -1,16 +1,22 @@
 import collections
-import json
 import random
 import re
-from pathlib import Path
 
 import pytest
 
-import mmjax
+from conversion.weights import locate
 from mmjax.data.sources import make_source
-from mmjax.data.sources.easy_vqa import COLOURS, SHAPES
-from mmjax.data.sources.easy_vqa_clips import KINDS, SIDES, EasyVQAClips, further_questions
-from mmjax.data.sources.easy_vqa_clips_text import CLIP_WORDS, PROPORTIONS, EasyVQAClipsText
+from mmjax.data.sources.easy_vqa import COLOURS, SHAPES, EasyVQA
+from mmjax.data.sources.easy_vqa_clips import (
+    DESCRIBE,
+    KINDS,
+    SIDES,
+    EasyVQAClips,
+    further_questions,
+)
+from mmjax.data.sources.easy_vqa_clips_text import PROPORTIONS, EasyVQAClipsText
+from mmjax.data.templates import LynxPrompt
+from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
 
 
 def texts(source) -> list[str]:
@@ -60,17 +66,22 @@ def test_further_questions_agree_with_the_records():
     assert {*seen} == {*KINDS}
 
 
-def test_words_that_the_language_model_has_not_met():
-    """Against the tokenizer that ships."""
-    file = Path(mmjax.__file__).parent / "assets/tiny/llama/tokenizer.json"
-    known = {*json.loads(file.read_text())["model"]["vocab"]}
-    found = set()
-    for text in texts(EasyVQAClipsText("dev", 1500)):
-        found |= {*re.findall(r"\w+|[^\w\s]", text.lower())}
-    assert found - known == {*CLIP_WORDS, "user", "bot", "describe"}
-    clips = EasyVQAClips("dev", num_records=900)
-    answers = {word for i in range(900) for word in clips.record(i).answer.split()}
-    assert answers - known == {"nothing", "place", "size", "to"}
+def test_the_shipped_vocabulary_is_that_of_the_documents(tmp_path):
+    """And has all words of what Lynx is asked and answers."""
+    made = build_word_tokenizer(texts(EasyVQAClipsText("train", 3000)), tmp_path)
+    shipped = Tokenizer.load(locate("asset:tiny/llama-clips"))
+    words = lambda tokenizer: {tokenizer.token(i) for i in range(tokenizer.vocab_size)}  # noqa: E731
+    assert words(made) == words(shipped)
+    template, unknown = LynxPrompt(tokens_per_picture=1, max_prompt=None), shipped.encode("unheard")
+    for source in (
+        EasyVQAClips("test", num_records=300),
+        EasyVQAClips("test", "caption", num_records=300),
+        EasyVQA("test", limit=300),
+        EasyVQA("test", "caption", limit=300, request=DESCRIBE),
+    ):
+        for i in range(300):
+            segments = template.encode(source[i], shipped).target
+            assert unknown[0] not in [token for segment in segments for token in segment.ids]
 
 
 def test_documents_fit():

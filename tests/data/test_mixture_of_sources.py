@@ -54,6 +54,7 @@ def test_records_of_all_parts(parts):
     ]  # fmt: skip
     assert [source[i] for i in range(48)] == [backwards[i] for i in range(48)]
     assert source[0].info["kind"] == "own"
+    assert [source[i].info["part"] for i in (39, 40)] == ["captions", "pairs"]
     with pytest.raises(IndexError, match="48 records, there is no 48"):
         source[48]
     assert "captions (/" in source.name and " + pairs (/" in source.name
@@ -168,12 +169,21 @@ def test_a_config_is_checked_before_anything_is_read():
     bad = dict(a=dict(source=""), b=dict(source="easy-vqa", splits="dev"))
     assert problems(source=bad, options=dict(limit=3), weights=dict(a=1, c=2)) == [
         "instruct.data.source.a.source is not set: give --config.instruct.data.source.a.source="
-        "jsonl:FILE or a data set's name",
+        "jsonl:FILE or a data set's name, or leave it out: --config.instruct.data.weights.a=0",
         "instruct.data.source.b: expected dict(source=NAME), and split and options if need be; got "
         "{'source': 'easy-vqa', 'splits': 'dev'}",
         "instruct.data.options: the options of a mixture belong into its parts",
         "instruct.data.weights are of a, c; the mixture is of a, b",
     ]
+
+
+def test_a_share_of_zero_leaves_a_part_out():
+    parts = dict(a=dict(source=""), b=dict(source="easy-vqa"))
+    assert problems(source=parts, options=None, weights=dict(a=0, b=64)) == []
+    left = configs._without_empty_shares(
+        dict(stages=["s"], s=dict(data=dict(source=parts, weights=dict(a=0, b=64))))
+    )
+    assert left["s"]["data"] == dict(source=dict(b=dict(source="easy-vqa")), weights=dict(b=64))
 
 
 def test_many_small_shares_are_met():

@@ -18,7 +18,8 @@ def load_config(name: str):
 
 
 def get_config(variant: str = ""):
-    """``saving``: no questions asked, and a checkpoint after every step. ``spread``: over all
+    """``saving``: no questions asked, and a checkpoint after every step; its second stage has two
+    sources. ``spread``: over all
     devices, with questions that are no multiple of the batch."""
     config = load_config("lmeye.py")
     config.align.steps, config.instruct.steps = 4, 6
@@ -37,6 +38,12 @@ def get_config(variant: str = ""):
         for stage in (config.align, config.instruct):
             stage.update(save_every=1, log_every=4, eval_at_end=False, eval={})
             stage.data.options.limit = 64
+        limited = config.instruct.data.pop("options").to_dict()
+        config.instruct.data.source = dict(
+            seen=dict(source="easy-vqa", options=limited),
+            held_out=dict(source="easy-vqa", split="dev", options=limited),
+        )
+        config.instruct.data.weights = dict(seen=3.0, held_out=1.0)
     if variant == "spread":
         config.preset, config.mesh.data, config.mesh.fsdp = "fsdp", 1, -1
         config.align.steps, config.instruct.steps = 2, 5

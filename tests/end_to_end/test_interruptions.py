@@ -117,3 +117,7 @@ def test_killed_stopped_and_out_of_disk_it_ends_as_if_nothing_had_happened(tmp_p
     output = finish(workdir)
     assert "Traceback" not in output
     assert result(workdir) == result(undisturbed)
+    last = measured(workdir)[-1]  # each source gave what was asked for, counted over all starts
+    assert {"held_out": last["rows/held_out"], "seen": last["rows/seen"]} == {
+        "held_out": STEPS["instruct"] * 8 // 4, "seen": STEPS["instruct"] * 8 * 3 // 4,
+    }  # fmt: skip

@@ -125,6 +125,17 @@ def test_pairs_that_differ(tmp_path):
     assert other.returncode == 1 and "settings.edits: 2 there, 1 now" in other.stderr
 
 
+def test_instructions(tmp_path):
+    """Of easy-VQA without any option; the source that it names reads them."""
+    script, out = ("scripts/prepare_data.py", "instructions"), f"--out={tmp_path / 'made'}"
+    made = call(*script, out, "--limit=3", "--split=dev")
+    assert made.returncode == 0, made.stderr
+    assert "made is complete: 3 pictures, 0 too few regions, 12 replies, 0 failed" in made.stdout
+    source = make_source(made.stdout.split("read them with ")[1].strip(), "train")
+    assert set(source.kinds) == {"positive", "neg1", "neg2", "neg3"} and len(source) == 114
+    assert source[0].media[0].data.is_file()
+
+
 def test_the_script(tmp_path):
     """Options within names, exit codes, and errors without a traceback."""
     config = f"--config={ROOT / 'configs' / 'lmeye.py'}"

@@ -13,9 +13,10 @@ from mmjax.data.templates import Encoded, Segment
 from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.resampler import ResamplerConfig
 from mmjax.nn.param import merge, specs
-from mmjax.parallel.mesh import make_abstract_mesh
-from mmjax.parallel.sharding import PRESETS, resolve
+from mmjax.parallel.mesh import make_abstract_mesh, make_mesh
+from mmjax.parallel.sharding import PRESETS, place, resolve, rows_sharding
 from mmjax.systems.lynx import Lynx, LynxConfig
+from mmjax.train.tower import Tower
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -100,6 +101,20 @@ def test_decoding_gives_what_reading_gives(model):
         params, tokens[order], cache.select(order)
     )
     np.testing.assert_allclose(logits, wanted[order, last[order]], atol=2e-5)
+
+
+def test_features_made_before_the_step_belong_to_the_same_media():
+    """What training hands to the model: the tower's output, and which medium each is of."""
+    system, mesh, given = Lynx(CONFIG), make_mesh(devices=jax.devices()[:1]), batch([0, 1, 3])
+    params = tiny.random_params(specs(system))
+    on_mesh = jax.tree.map(lambda x: place(x, rows_sharding(mesh)), given)
+    with jax.set_mesh(mesh):
+        tower = Tower(system, mesh, dict(stages=["s"], s=dict(batch_size=3)))
+        seen = tower.see(params, on_mesh)
+    assert seen.frames is None and seen.features.shape[:2] == (3, 4)
+    wanted, found = (read(system, params, one)[1] for one in (given, seen))
+    there = np.asarray(given.target.segments) > 0
+    np.testing.assert_allclose(found[there], wanted[there], atol=2e-5)
 
 
 def test_a_video_knows_the_order_of_its_frames():

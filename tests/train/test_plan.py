@@ -175,7 +175,7 @@ def test_peak_bytes_by_hand():
     assert back - forth >= 2 * 5 * size, "both products' inputs are kept of every layer"
 
 
-@pytest.mark.parametrize("variant", ["llama", "llama-multi", "clip"])
+@pytest.mark.parametrize("variant", ["llama", "llama-multi", "llama-clips", "clip"])
 def test_every_stage_has_a_sketch(variant):
     """Without data too, a step's shapes are known."""
     config, _ = check(load_config(f"foundation.py:{variant}"))

@@ -37,15 +37,12 @@ from mmjax.data.differences.interfaces import (
     TextModel,
     Unfit,
 )  # fmt: skip
-from mmjax.data.differences.report import Report, figures, pair_files, write_results
+from mmjax.data.differences.report import pair_files, write_results
 from mmjax.data.example import BadSample, Media
 from mmjax.data.images import load_image
+from mmjax.data.outcomes import Report, append_all, figures
 from mmjax.data.resumable import ResumableFile, write_bytes
 from mmjax.data.sources import Source
-
-MAX_FAILED = 10
-"""Failures in a row that end the work: then it is not the pictures. They are not written down, so
-that they are tried again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +145,8 @@ def build(
     file = ResumableFile(outcomes, origin)
     was_complete = file.is_complete
     if not was_complete:
-        _run(originals, parts, settings, out, file)
+        rows = _outcomes(originals, parts, settings, out, start=file.num_lines)
+        append_all(file, rows, what="edits", total=len(originals) * settings.edits)
         counts = dict(pictures=len(originals)) | counts
         write_results(out, file, counts, instruction=settings.instruction)
         file.finish()
@@ -178,32 +176,6 @@ def _originals(source: Source, limit: int | None) -> tuple[list[Original], dict[
     if not found:
         raise ValueError(f"{source.name} has no picture to edit: {figures(counts)}")
     return list(found.values()), counts
-
-
-def _run(
-    originals: Sequence[Original],
-    parts: Parts,
-    settings: Settings,
-    out: Path,
-    file: ResumableFile,
-) -> None:
-    """Writes a line for each edit that has none."""
-    waiting: list[dict[str, Any]] = []  # failures since the last one that did not fail
-    for row in _outcomes(originals, parts, settings, out, start=file.num_lines):
-        waiting.append(row)
-        if "failed" not in row:
-            file.append(waiting)
-            waiting = []
-        elif len(waiting) == MAX_FAILED:
-            raise ValueError(
-                f"{MAX_FAILED} edits in a row failed, up to that of {row['source']}; with what is "
-                f"wrong mended, the same command goes on. The last reasons:\n  "
-                + "\n  ".join(dict.fromkeys(each["failed"] for each in waiting))
-            )
-        if sys.stderr.isatty():
-            total = len(originals) * settings.edits
-            print(f"\r{file.num_lines:,} of {total:,}", end="\r", file=sys.stderr, flush=True)
-    file.append(waiting)
 
 
 def _outcomes(

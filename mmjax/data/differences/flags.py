@@ -7,9 +7,10 @@ from pathlib import Path
 
 from absl import flags
 
-from mmjax.data.differences.builder import Parts, Report, Settings, build
+from mmjax.data.differences.builder import Parts, Settings, build
 from mmjax.data.differences.interfaces import KINDS
 from mmjax.data.differences.plugins import BUILT_IN, load
+from mmjax.data.outcomes import Report
 from mmjax.data.sources import make_source
 
 _PARTS = dict(

@@ -26,19 +26,16 @@ Kind = Literal["modify", "swap", "delete", "add"]
 KINDS: tuple[Kind, ...] = ("modify", "swap", "delete", "add")
 
 
-class _NoPair(Exception):
+class Unfit(Exception):
+    """A picture, or a result, of which no pair shall be made; says why.
+
+    Attributes:
+      usage: what was spent nevertheless, as in `Wording`.
+    """
+
     def __init__(self, reason: str, usage: Mapping[str, float] | None = None):
-        """``usage``: what was spent nevertheless, as in `Wording`."""
         super().__init__(reason)
         self.usage = dict(usage or {})
-
-
-class Unfit(_NoPair):
-    """A picture, or a result, of which no pair shall be made; says why."""
-
-
-class Unanswered(_NoPair):
-    """A service that a part needs does not do its work; says why."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,12 +15,14 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
                            captions of them (task=caption)
     easy-vqa-clips-text    documents for the tiny language model that reads clips and pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
+    easy-vqa-lrv           positive and negative instructions (negatives=0.5 is the share of these)
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
     open-vqa:PATH          Open-VQA's questions, see `mmjax.data.sources.open_vqa`
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
+    lrv:PATH               LRV-Instruction's, positive and negative, see `mmjax.data.sources.lrv`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. All sources have
@@ -40,12 +42,14 @@ from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_clips import EasyVQAClips
 from mmjax.data.sources.easy_vqa_clips_text import EasyVQAClipsText
 from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
+from mmjax.data.sources.easy_vqa_lrv import EasyVQALRV
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
+from mmjax.data.sources.lrv import Lrv
 from mmjax.data.sources.mixture import Mixture, part_problem
 from mmjax.data.sources.open_vqa import OpenVQA
 from mmjax.data.sources.prompted import OPTIONS as PROMPT_OPTIONS
@@ -72,6 +76,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-clips": EasyVQAClips,
     "easy-vqa-clips-text": EasyVQAClipsText,
     "easy-vqa-differences": EasyVQADifferences,
+    "easy-vqa-lrv": EasyVQALRV,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
 FILES: dict[str, Callable[..., Source]] = {
@@ -81,6 +86,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "lmeye-v1": LMEyeById,
     "demon": Demon,
     "open-vqa": OpenVQA,
+    "lrv": Lrv,
 }
 
 

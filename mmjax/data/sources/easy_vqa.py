@@ -63,6 +63,12 @@ class Facts:
         return " ".join(text.split()) + "."
 
 
+ONE_WORDING = re.compile(
+    r"what shape is present\?|what color is the shape\?|is there (not )?an? (\w+|\w+ shape)\?"
+)
+"""One of the four in which each kind of question is asked."""
+
+
 def kind_of(question: str, answer: str) -> str:
     """One of `KINDS`; negated are questions with ``not``, ``n't`` or ``no``."""
     if answer in COLOURS:
@@ -85,8 +91,7 @@ class Question:
 
 
 class EasyVQA:
-    """Questions about pictures, or captions of them (`NUM_FORMS` for each picture; user turn
-    without text).
+    """Questions about pictures, or captions of them (`NUM_FORMS` for each picture).
 
     Attributes:
       kinds: of each record: one of `KINDS`, or ``caption``.
@@ -99,6 +104,8 @@ class EasyVQA:
         split: Literal["train", "dev", "test"] = "train",
         task: Literal["question", "caption"] = "question",
         limit: int | None = None,
+        wordings: Literal["all", "one"] = "all",
+        request: str = "",
     ):
         """Reads the questions; pictures are opened when they are needed.
 
@@ -107,12 +114,20 @@ class EasyVQA:
             numbers; ``train`` the rest.
           task: what the records are.
           limit: keep the first records only, to try something out.
+          wordings: of the questions; ``one`` keeps those that are worded in `ONE_WORDING`.
+          request: the user's text where captions are wanted.
         """
         if task not in ("question", "caption"):
             raise ValueError(f"task must be 'question' or 'caption', got {task!r}")
+        if wordings not in ("all", "one"):
+            raise ValueError(f"wordings must be 'all' or 'one', got {wordings!r}")
         self.name = f"easy-vqa/{split}"
-        self._split, self._task = split, task
-        self._questions = questions(split)
+        self._split, self._task, self._request = split, task, request
+        self._questions = [
+            question
+            for question in questions(split)
+            if wordings == "all" or ONE_WORDING.fullmatch(question.question)
+        ]
         self.kinds: Sequence[str] = [question.kind for question in self._questions]
         self.num_without_facts = 0
         if task == "caption":
@@ -140,7 +155,8 @@ class EasyVQA:
         number, facts = self._captioned[number]
         details = zlib.crc32(f"{number}/{form}".encode()) % 10 < 6
         caption = facts.caption(form, details=details)
-        turns = Turn("user", (picture(self._split, number),)), Turn("assistant", (Text(caption),))
+        asked = (picture(self._split, number), *([Text(self._request)] if self._request else []))
+        turns = Turn("user", asked), Turn("assistant", (Text(caption),))
         return Example(
             f"{self.name}/caption/{index}", turns, {"answer": caption, "kind": "caption"}
         )

@@ -162,7 +162,8 @@ class Record:
 
 
 class EasyVQAClips:
-    """Questions about clips, or captions of them; record i depends on ``seed`` and i alone.
+    """Questions about clips, or captions of the same clips; record i depends on ``seed`` and i
+    alone.
 
     Attributes:
       kinds: of each record: `KINDS` by turns, or ``caption``.
@@ -175,6 +176,7 @@ class EasyVQAClips:
         task: Literal["question", "caption"] = "question",
         num_records: int = 20_000,
         frames: int = 5,
+        wordings: Literal["all", "one"] = "all",
         seed: int = 0,
     ):
         """
@@ -183,16 +185,19 @@ class EasyVQAClips:
           task: what the records are.
           num_records: length of the source.
           frames: of each clip; 1 is the middle one.
+          wordings: of the questions; ``one`` asks each kind in one of the two alone.
           seed: of all choices.
         """
         if task not in ("question", "caption"):
             raise ValueError(f"task must be 'question' or 'caption', got {task!r}")
+        if wordings not in ("all", "one"):
+            raise ValueError(f"wordings must be 'all' or 'one', got {wordings!r}")
         if frames < 1:
             raise ValueError(f"frames must be at least 1, got {frames}")
         self.name = f"easy-vqa-clips/{split}"
         self._split, self._task, self._seed = split, task, seed
         self._times = [n / (frames - 1) for n in range(frames)] if frames > 1 else [0.5]
-        self._cast = _cast(split)
+        self._cast, self._has_one_wording = _cast(split), wordings == "one"
         self.kinds: Sequence[str] = (
             ["caption"] * num_records
             if task == "caption"
@@ -218,14 +223,16 @@ class EasyVQAClips:
 
     def record(self, index: int) -> Record:
         """Record ``index``, of which nothing is drawn."""
-        rng = random.Random(f"{self._seed}/{self._task}/{index}")
+        rng = random.Random(f"{self._seed}/{index}")
+        kind = KINDS[index % len(KINDS)]
+        record = self._cast.question(kind, rng, self._has_one_wording)
         if self._task == "question":
-            return self._cast.question(self.kinds[index], rng)
-        clip = self._cast.question(rng.choice(KINDS), rng).clip
-        return Record("caption", DESCRIBE, clip.caption(rng.randrange(len(FORMS))), clip)
+            return record
+        caption = record.clip.caption(rng.randrange(len(FORMS)))
+        return Record("caption", DESCRIBE, caption, record.clip)
 
     def _video(self, index: int, clip: Clip) -> Media:
-        key = f"{self.name}/{self._task}/{self._seed}/{index}"
+        key = f"{self.name}/{self._seed}/{index}/{len(self._times)} frames"
         frames = (
             Media(f"{key}@{time:.6g}", functools.partial(_encoded, clip, self._split, time))
             for time in self._times
@@ -246,9 +253,10 @@ class Cast:
         for number, fact in self.facts.items():
             self._with.setdefault((fact.colour, fact.shape), []).append(number)
 
-    def question(self, kind: str, rng: random.Random) -> Record:
+    def question(self, kind: str, rng: random.Random, has_one_wording: bool = False) -> Record:
         """A question of one of `KINDS`."""
         wording = rng.choice(_WORDINGS[kind])
+        wording = _WORDINGS[kind][0] if has_one_wording else wording
         named, answer, actors = _ASKED[kind](self, rng)
         return Record(kind, wording.format(*named), answer, Clip(actors, rng.uniform(0.01, 0.99)))
 

@@ -9,10 +9,6 @@ clip's vectors:
     clip      a clip of ``easy-vqa-clips``      record i of that, then all that can be asked of it
     picture   a picture of easy-VQA             its own questions
     caption   either                            "Describe the picture." and another caption
-
-Words that the language model of ``configs/foundation.py:llama`` has not met: user, bot, describe;
-and, of clips, `CLIP_WORDS`. All answers but four ("nothing", "place", "size", and "to" between two
-colours) are in its vocabulary.
 """
 
 import itertools
@@ -36,8 +32,6 @@ from mmjax.data.templates import LynxPrompt
 
 PROPORTIONS = {"clip": 50, "picture": 35, "caption": 15}
 """Relative frequencies of the tasks."""
-
-CLIP_WORDS = ("moving", "changing", "to", "from", "side", "size", "place", "nothing", "and")
 
 
 class EasyVQAClipsText:

@@ -15,6 +15,7 @@ In a data section, ``source`` is then a mapping; ``weights`` says how much of ea
 """
 
 import bisect
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ _PART = ("source", "split", "options")
 
 
 class Mixture:
-    """The records of all sources, one source after the other, by name.
+    """The records of all sources, one source after the other, by name; ``info["part"]`` of an
+    example is the name of its source.
 
     Attributes:
       name: which sources, under which names.
@@ -57,7 +59,8 @@ class Mixture:
             raise IndexError(f"{self.name} has {len(self)} records, there is no {index}")
         at = bisect.bisect_right(self._ends, index)
         source = self.parts[self.kinds[index]]
-        return source[index - (self._ends[at] - len(source))]
+        example = source[index - (self._ends[at] - len(source))]
+        return dataclasses.replace(example, info=example.info | {"part": self.kinds[index]})
 
 
 def part_problem(part: Any) -> str | None:
