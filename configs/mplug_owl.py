@@ -5,6 +5,9 @@ tiny, the default: easy-VQA, two cores, about five minutes
 
     python scripts/train.py --config configs/mplug_owl.py
 
+tiny-captions (its first stage alone), then tiny-positive or tiny-balanced from there: what negative
+instructions teach (LRV-Instruction), see `python scripts/study.py --study lrv`
+
 full size, with the public recipe (mPLUG-Owl reference, section 3): LoRA in a frozen model;
 llama-7b-full trains all of the language model instead
 
@@ -16,7 +19,7 @@ LRV-Instruction V2 (LRV reference, section 3), from an imported mplug-owl-llama-
 
     python scripts/train.py --config configs/mplug_owl.py:lrv-v2 \\
         --config.weights.all=imported/mplug-owl-7b-ft --config.tokenizer=/models/mplug-owl-7b-ft \\
-        --config.instruct.data.source=jsonl:lrv.jsonl
+        --config.instruct.data.source="lrv:filter_cap.json?images=image&negatives=0.5"
 
 V2 was trained on V100s, which have no bfloat16: ``--config.model.dtype=float16
 --config.frozen_dtype=float16 --config.instruct.optimizer.loss_scale=65536``.
@@ -37,6 +40,12 @@ BOTH = (LORA[0], *ABSTRACTOR)
 LANGUAGE = (("language.*", "train", 1.0), (".*", "freeze", 1.0))
 # Rank, alpha and dropout of the public script.
 QUERIES_AND_VALUES = dict(target=r"language\.layers\.attention\.(q|v)", rank=8, alpha=32.0)
+# A frozen language model of the tiny one's size has never been told two things of a shape in one
+# question about yes or no, and queries and values alone do not teach it.
+EVERYTHING = dict(target=r"language\.layers\..*", rank=8, alpha=32.0)
+# Variants of LRV-Instruction at tiny size -> share of negative instructions.
+NEGATIVES = {"tiny-positive": 0.0, "tiny-balanced": 0.5}
+VARIANTS = ("tiny", "tiny-captions", *NEGATIVES, "llama-7b", "llama-7b-full", "lrv-v2")
 SAMPLES, EPOCHS = 361_481, 3  # of the public script
 # Of the questions; natural sampling would show mostly what the wording already gives away.
 BALANCED = {"colour": 0.11, "shape": 0.25, "plain yes": 0.19, "plain no": 0.18}
@@ -44,14 +53,14 @@ BALANCED |= {"negated yes": 0.18, "negated no": 0.19}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
-    """``tiny`` (default), ``llama-7b``, ``llama-7b-full``, ``lrv-v2`` (on LLaMA-7B)."""
-    if variant not in ("tiny", "llama-7b", "llama-7b-full", "lrv-v2"):
-        raise ValueError(
-            f"there is no variant {variant!r}; there are tiny, llama-7b, llama-7b-full, lrv-v2"
-        )
-    tiny = variant == "tiny"
+    """``tiny`` (default), ``tiny-captions``, ``tiny-positive``, ``tiny-balanced``, ``llama-7b``,
+    ``llama-7b-full``, ``lrv-v2`` (on LLaMA-7B)."""
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    tiny = variant.startswith("tiny")
     model = MplugOwlConfig.named("tiny" if tiny else "llama-7b")
-    lora = QUERIES_AND_VALUES | dict(dropout=0.0 if tiny else 0.05)
+    lora = EVERYTHING if variant.startswith("tiny-") else QUERIES_AND_VALUES
+    lora = lora | dict(dropout=0.0 if tiny else 0.05)
     config = ConfigDict(
         dict(
             system="mplug_owl",
@@ -76,6 +85,13 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     )
     if tiny:
         _tiny(config, model)
+        if variant == "tiny-captions":
+            del config.instruct
+            config.stages, config.test, config.align.eval, config.align.eval_at_end = (
+                ("align",), {}, {}, False
+            )  # fmt: skip
+        elif variant in NEGATIVES:
+            _tiny_lrv(config, model, negatives=NEGATIVES[variant])
     else:
         _public(config, model, train=LANGUAGE if variant == "llama-7b-full" else LORA)
     return config
@@ -119,6 +135,20 @@ def _tiny(config: ConfigDict, model: MplugOwlConfig) -> None:
         **common,
     )
     config.test = asking | dict(data=asking["data"] | dict(split="test"))
+
+
+def _tiny_lrv(config: ConfigDict, model: MplugOwlConfig, *, negatives: float) -> None:
+    """From ``tiny-captions``; what is held out is asked in equal parts of both kinds."""
+    config.weights = dict(all="", any_template=True, language="", vision="")
+    config.stages = ("instruct",)
+    del config.align, config.instruct.data["weights"]
+    sections = dict(train=config.instruct, dev=config.instruct.eval, test=config.test)
+    rows = dict(train=50_000, dev=1000, test=4000)
+    for split, section in sections.items():
+        options = dict(negatives=negatives if split == "train" else 0.5, num_records=rows[split])
+        lengths = dict(target=model.tokens_per_picture + 26)
+        section.data.update(source="easy-vqa-lrv", split=split, options=options, lengths=lengths)
+    config.instruct.update(steps=300, train=LORA)
 
 
 def _public(config: ConfigDict, model: MplugOwlConfig, *, train: tuple) -> None:

@@ -1,7 +1,7 @@
 """A paper's claim, put to the test: trains a system and its control on several seeds, and prints
 one table.
 
-    python scripts/study.py --study lmeye|minigpt4|cheetor|lynx [--seeds 0,1,2] [--workdir DIR]
+    python scripts/study.py --study lmeye|minigpt4|cheetor|lynx|lrv [--seeds 0,1,2] [--workdir DIR]
 
 lmeye: what does the interaction bring?
     withheld      the trained model, given zeros in place of the picture: a guard against leaks
@@ -30,13 +30,18 @@ lynx: what matters (the paper's ablation)?
     cross-attention, LLM  to one that trains, too
     low resolution        32 pixels in place of 64
     one prompt            each kind of question trained in one wording, tested in all
+
+lrv: do negative instructions teach a model to say no (LRV-Instruction, on mPLUG-Owl)?
+    start     what both go on from: aligned on captions
+    positive  trained on positive instructions alone
+    balanced  on as many, half of them negative
+    and how often each says yes to what is not there
 """
 
-import copy
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +49,9 @@ import jax
 from absl import flags
 
 from mmjax import command
-from mmjax.evaluate.accuracy import Accuracy, compare
+from mmjax.data.sources.easy_vqa_lrv import NEGATIVES
+from mmjax.evaluate.accuracy import Accuracy, compare, says_yes, score
+from mmjax.evaluate.runner import Prediction
 from mmjax.train.build import load_run
 from mmjax.train.config import resolve
 from mmjax.train.evaluation import evaluate, question_section
@@ -71,11 +78,20 @@ class Test:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """``runs``: name -> variant of the config; ``rows``: of the table."""
+    """
+    Attributes:
+      config: of all runs.
+      runs: name -> variant.
+      rows: of the table.
+      start: the run that all others go on from, with the same seed.
+      absent: kinds of questions about what is not there.
+    """
 
     config: str
     runs: Mapping[str, str]
     rows: Mapping[str, Test]
+    start: str = ""
+    absent: Sequence[str] = ()
 
 
 STUDIES = {
@@ -128,6 +144,13 @@ STUDIES = {
             "one prompt": Test("one-prompt"),
         },
     ),
+    "lrv": Study(
+        "mplug_owl",
+        {"start": "tiny-captions", "positive": "tiny-positive", "balanced": "tiny-balanced"},
+        {"positive": Test("positive"), "balanced": Test("balanced")},
+        start="start",
+        absent=NEGATIVES,
+    ),
 }
 
 STUDY = flags.DEFINE_enum("study", "lmeye", list(STUDIES), "whose claim")
@@ -141,14 +164,23 @@ def main(_) -> None:
     study = STUDIES[STUDY.value]
     folder = Path(WORKDIR.value or f"runs/study-{STUDY.value}")
     rows: dict[str, list[Accuracy]] = {name: [] for name in study.rows}
+    yes: dict[str, list[Accuracy]] = {name: [] for name in study.rows}
     for seed in SEEDS.value:
         for name, variant in study.runs.items():
-            config = resolve(_config(study.config, variant))
-            train(copy.deepcopy(config) | {"seed": int(seed)}, folder / f"{name}-seed{seed}")
+            config = _config(study.config, variant)
+            if study.start and name != study.start:
+                config.weights.all = str(folder / f"{study.start}-seed{seed}")
+            train(resolve(config) | {"seed": int(seed)}, folder / f"{name}-seed{seed}")
         for name, test in study.rows.items():
-            rows[name].append(_accuracy(folder / f"{test.run}-seed{seed}", test))
+            predictions = _predictions(folder / f"{test.run}-seed{seed}", test)
+            rows[name].append(score(predictions))
+            if study.absent:
+                yes[name].append(says_yes(predictions, study.absent))
     print("\n" + compare(rows))
     record = {name: [each.kinds for each in accuracies] for name, accuracies in rows.items()}
+    if study.absent:
+        print("\nYes to what is not there\n\n" + compare(yes))
+        record = {"accuracy": record, "yes": {name: [a.kinds for a in yes[name]] for name in yes}}
     (folder / "study.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -160,14 +192,14 @@ def _config(name: str, variant: str):
     return module.get_config(variant)
 
 
-def _accuracy(workdir: Path, test: Test) -> Accuracy:
+def _predictions(workdir: Path, test: Test) -> list[Prediction]:
     stages = json.loads((workdir / "config.json").read_text())["stages"]
     run, stage = load_run(workdir, stages[test.after])
     with jax.set_mesh(run.mesh):
         features = picture_features(run, workdir)
         section = question_section(run.config, stage)
         section = section | {"template": section["template"] | dict(test.template)}
-        return evaluate(run, run.params, section, features, without_picture=test.without_picture)[0]
+        return evaluate(run, run.params, section, features, without_picture=test.without_picture)[1]
 
 
 if __name__ == "__main__":

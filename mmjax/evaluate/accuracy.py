@@ -5,7 +5,8 @@ The mean over kinds is what to look at: most yes/no questions of easy-VQA can be
 """
 
 import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 
 from mmjax.evaluate.runner import Prediction
 
@@ -82,6 +83,16 @@ def score(predictions: Iterable[Prediction]) -> Accuracy:
     if not kinds:
         raise ValueError("nothing to score: the source has no record that could be read")
     return Accuracy(dict(sorted(kinds.items())))
+
+
+def says_yes(predictions: Iterable[Prediction], kinds: Collection[str]) -> Accuracy:
+    """How often the first word of the answers to ``kinds`` is yes, which they all should not be."""
+    counts = dict.fromkeys(sorted(kinds), (0, 0))
+    for prediction in predictions:
+        if (kind := prediction.example.info.get("kind")) in counts:
+            yes, count = counts[kind]
+            counts[kind] = (yes + bool(re.match(r"\s*yes\b", prediction.answer, re.I)), count + 1)
+    return Accuracy(counts)
 
 
 def compare(rows: dict[str, list[Accuracy]]) -> str:
