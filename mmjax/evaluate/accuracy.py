@@ -86,12 +86,18 @@ def score(predictions: Iterable[Prediction]) -> Accuracy:
 
 
 def says_yes(predictions: Iterable[Prediction], kinds: Collection[str]) -> Accuracy:
-    """How often the first word of the answers to ``kinds`` is yes, which they all should not be."""
+    """How often the first word of the answers to ``kinds`` is yes, which they all should not be.
+
+    Raises:
+      ValueError: a kind is not among the predictions.
+    """
     counts = dict.fromkeys(sorted(kinds), (0, 0))
     for prediction in predictions:
         if (kind := prediction.example.info.get("kind")) in counts:
             yes, count = counts[kind]
             counts[kind] = (yes + bool(re.match(r"\s*yes\b", prediction.answer, re.I)), count + 1)
+    if missing := [kind for kind, (_, count) in counts.items() if not count]:
+        raise ValueError(f"there is no question of {', '.join(missing)}")
     return Accuracy(counts)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mmjax.data.example import Example, Text, Turn
-from mmjax.evaluate.accuracy import Accuracy, compare, score
+from mmjax.evaluate.accuracy import Accuracy, compare, says_yes, score
 from mmjax.evaluate.runner import Prediction
 from mmjax.train.report import accuracy_tables
 
@@ -43,6 +43,22 @@ def test_parts_of_a_mixture_are_counted_apart(mixed):
     assert metrics["eval/accuracy_mean_of_kinds/clips"] == 0.5
     titles = [line for line in accuracy_tables(mixed).splitlines() if line in mixed.parts]
     assert titles == ["clips", "pictures"]
+
+
+def test_yes_to_what_is_not_there():
+    said = [
+        ("yes", "neg1"),
+        ("Yes.", "neg1"),
+        ("yesterday", "neg1"),
+        ("no", "neg2"),
+        ("yes", "present"),
+    ]
+    counted = says_yes(
+        [prediction(answer, "no", kind=kind) for answer, kind in said], ("neg2", "neg1")
+    )
+    assert counted.kinds == {"neg1": (2, 3), "neg2": (0, 1)}
+    with pytest.raises(ValueError, match="no question of neg3"):
+        says_yes([], ("neg3",))
 
 
 def test_a_comparison_has_a_column_for_each_part(mixed):
