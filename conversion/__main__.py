@@ -63,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         change = commands.add_parser(name, help=what)
         change.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
         change.add_argument("--out", required=True, type=Path, metavar="DIR")
-        if name == "unmerge":
+        if name == "merge":
+            change.add_argument(
+                "--dtype", choices=FLOATS, help="of merged kernels; default: theirs"
+            )
+        else:
             change.add_argument(
                 "--adapter",
                 required=True,
