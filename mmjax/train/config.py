@@ -29,7 +29,7 @@ DATA = (
 QUESTIONS = "data template batch_size max_new_tokens".split()
 # Section -> what a command line may give although the config's file leaves it to its default.
 OPTIONAL = {
-    "model": ["lora"],  # as a Python dict: LoraConfig's fields
+    "model": ["lora", "int8"],  # a Python dict of LoraConfig's fields; a regular expression
     "data": "image_size pictures preparation num_frames frame_choice overlong".split(),
     "optimizer": list(OptimizerConfig.__dataclass_fields__),
 }
