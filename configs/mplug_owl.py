@@ -129,7 +129,7 @@ def _tiny(config: ConfigDict, model: MplugOwlConfig) -> None:
     )
     questions = dict(split="train", weights=BALANCED, lengths=dict(target=q + 20))
     config.instruct = dict(
-        steps=800,
+        steps=600,
         data=pictures | questions,
         template=question,
         train=BOTH,
