@@ -116,7 +116,7 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
         else:
             absent.setdefault(binding.slots, []).extend(binding.keys)
     for slots, keys in absent.items():
-        if not (_places(slots) <= taken or all(table.initialised(slot.path) for slot in slots)):
+        if not all(_places([slot]) <= taken or table.initialised(slot.path) for slot in slots):
             targets = " + ".join(map(str, slots))
             problems.append(f"missing from the source: {' or '.join(keys)} -> {targets}")
     known = {key for binding in bindings for key in binding.keys}

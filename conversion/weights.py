@@ -18,6 +18,7 @@ from conversion.huggingface import NETWORKS, config_from_hf, network_of
 from conversion.io import Source, SourceError, read
 from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
+from conversion.tables.clip import CLIP, PICTURES
 from mmjax.nn.lora import is_lora
 from mmjax.nn.param import ParamSpec
 from mmjax.systems.registry import SYSTEMS, split_lora
@@ -112,6 +113,8 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
     if not is_imported(folder):
         source = read(folder, pickles=False)
         table = NETWORKS[network_of(source.config, folder)].table
+        if table is CLIP and not any(path.startswith(f"{prefix}text.") for path in below):
+            table = PICTURES
         whole = table.under(path_prefix=prefix)
         if any(whole.fills(path) for path in below):
             return whole, source
@@ -119,6 +122,10 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
     source = read_imported(folder)
     is_network = (system := source.config["system"]) in NETWORKS
     if is_network and not any(path in below for path in source.entries):
+        if system == "clip" and not any(path.startswith(f"{prefix}text.") for path in below):
+            source = dataclasses.replace(
+                source, entries={p: e for p, e in source.entries.items() if PICTURES.fills(p)}
+            )
         source, init = source.under(prefix), NETWORKS[system].table.under(path_prefix=prefix).init
     else:  # of a system, or of a network that has a part of the same name
         entries = {path: entry for path, entry in source.entries.items() if path.startswith(prefix)}

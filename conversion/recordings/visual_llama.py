@@ -36,7 +36,7 @@ _TABLES = ("language.embedding.table", "language.embedding.added")
 _LABEL_0 = 0  # what upstream leaves out of the loss
 _ALPHA = 16.0
 # Where nothing tells: upstream's optimiser, with torch's own decay.
-_STEP = dict(learning_rate=4e-3, b1=0.98, b2=0.999, eps=1e-6, weight_decay=0.01)
+_STEP = dict(learning_rate=4e-3, b1=0.98, b2=0.999, eps=1e-6, weight_decay=0.01, clip_norm=None)
 _NO_TOWER = Table(init=(Init(r"clip\..*", "the recording starts from CLIP's vectors"),))
 
 
