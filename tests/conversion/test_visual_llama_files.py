@@ -120,9 +120,8 @@ def test_what_peft_leaves_out_lies_beside_it(files):
     save_imported(files / "run", header, params, {})
     export = f"export --checkpoint {files / 'run'} --format peft --out {files / 'peft2'}"
     assert run(export) == 0
-    again = imported(
-        files, "peft2", "peft2/trained.safetensors", "llama", "clip", out="again"
-    )[1]  # fmt: skip
+    files_of_it = [f"peft2/{name}.safetensors" for name in ("adapter_model", "trained")]
+    _, again = imported(files, *files_of_it, "llama", "clip", out="again")
     np.testing.assert_array_equal(
         again["language.embedding.added"], params["language.embedding.added"]
     )
