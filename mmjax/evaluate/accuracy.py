@@ -5,9 +5,12 @@ The mean over kinds is what to look at: most yes/no questions of easy-VQA can be
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 from mmjax.evaluate.runner import Prediction
+
+_WORD = r"\w+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,10 @@ class Accuracy:
 
 
 def is_right(prediction: Prediction) -> bool:
-    """The answer is the reference answer, but for case and surrounding blanks."""
+    """The answer is the reference answer, but for case and surrounding blanks; or has the words
+    in it that the record says it must (``info["contains"]``)."""
+    if (words := prediction.example.info.get("contains")) is not None:
+        return f" {words.lower()} " in f" {' '.join(re.findall(_WORD, prediction.answer.lower()))} "
     return prediction.answer.strip().lower() == prediction.example.info["answer"].strip().lower()
 
 

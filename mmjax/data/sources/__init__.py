@@ -15,6 +15,9 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
                            captions of them (task=caption)
     easy-vqa-clips-text    documents for the tiny language model that reads clips and pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
+    easy-vqa-told          questions with the picture told in words
+    easy-vqa-captions      pictures to describe
+    easy-vqa-instructions  questions to pictures, captions, and told questions
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
@@ -43,6 +46,7 @@ from mmjax.data.sources.easy_vqa_differences import EasyVQADifferences
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
+from mmjax.data.sources.easy_vqa_told import EasyVQACaptions, EasyVQAInstructions, EasyVQATold
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
@@ -72,6 +76,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-clips": EasyVQAClips,
     "easy-vqa-clips-text": EasyVQAClipsText,
     "easy-vqa-differences": EasyVQADifferences,
+    "easy-vqa-told": EasyVQATold,
+    "easy-vqa-captions": EasyVQACaptions,
+    "easy-vqa-instructions": EasyVQAInstructions,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
 FILES: dict[str, Callable[..., Source]] = {
