@@ -24,6 +24,10 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     lmeye-v1:PATH          LMEye's first data, pictures by id; see `mmjax.data.sources.lmeye`
     open-vqa:PATH          Open-VQA's questions, see `mmjax.data.sources.open_vqa`
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
+    coco-captions:PATH     COCO's captions, and
+    vqav2:PATH             questions about its pictures; see `mmjax.data.sources.coco`
+    tar:PATTERN            pictures and captions in tar files (webdataset), see
+                           `mmjax.data.sources.tar_shards`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. All sources have
@@ -38,6 +42,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mmjax.data.example import Example
+from mmjax.data.sources.coco import CocoCaptions, VqaV2
 from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_clips import EasyVQAClips
@@ -54,6 +59,7 @@ from mmjax.data.sources.mixture import Mixture, part_problem
 from mmjax.data.sources.open_vqa import OpenVQA
 from mmjax.data.sources.prompted import OPTIONS as PROMPT_OPTIONS
 from mmjax.data.sources.prompted import Prompted
+from mmjax.data.sources.tar_shards import TarShards
 from mmjax.data.sources.tfds import Tfds
 
 
@@ -88,6 +94,9 @@ FILES: dict[str, Callable[..., Source]] = {
     "lmeye-v1": LMEyeById,
     "demon": Demon,
     "open-vqa": OpenVQA,
+    "coco-captions": CocoCaptions,
+    "vqav2": VqaV2,
+    "tar": TarShards,
 }
 
 
