@@ -127,7 +127,6 @@ def test_tiny_runs_differ_in_texts_alone():
     assert not check(tiny_)[1] and not check(control)[1]
     assert tiny_.instruct.data.weights.told == 0.2 and "told" not in control.instruct.data.weights
     for config in (tiny_, control):
-        assert sum(config.instruct.data.weights.values()) == pytest.approx(1)
         del config.instruct.data["weights"], config.instruct.data["options"], config["variant"]
     assert tiny_ == control
 
