@@ -21,6 +21,9 @@ LRV-Instruction V2 (LRV reference, section 3), from an imported mplug-owl-llama-
 V2 was trained on V100s, which have no bfloat16: ``--config.model.dtype=float16
 --config.frozen_dtype=float16 --config.instruct.optimizer.loss_scale=65536``.
 
+Upstream can load its frozen model in 8 bits; here half of bfloat16's memory is saved by
+``--config.model.int8='language\\.layers\\..*'`` (python -m conversion int8 says what it changes).
+
 How the authors trained the abstractor from scratch is not public. The tiny model's align stage is
 ours, and so is that its queries do not start at zero (`mmjax.models.abstractor`).
 """

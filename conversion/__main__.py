@@ -1,5 +1,5 @@
-"""``python -m conversion COMMAND``: import, export, merge, unmerge, inspect, parity, manifest,
-features; ``--help`` after each."""
+"""``python -m conversion COMMAND``: import, export, merge, unmerge, int8, inspect, parity,
+manifest, features; ``--help`` after each."""
 
 import argparse
 import sys
@@ -9,7 +9,12 @@ from conversion.assemble.registry import ASSEMBLIES
 from conversion.engine import ConversionError
 from conversion.io import SourceError
 from conversion.merge import say_differences
-from conversion.transfer import change_checkpoint, export_checkpoint, import_checkpoint
+from conversion.transfer import (
+    change_checkpoint,
+    export_checkpoint,
+    import_checkpoint,
+    read_ours,
+)
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -63,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         change = commands.add_parser(name, help=what)
         change.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
         change.add_argument("--out", required=True, type=Path, metavar="DIR")
-        if name == "unmerge":
+        if name == "merge":
+            change.add_argument(
+                "--dtype", choices=FLOATS, help="of merged kernels; default: theirs"
+            )
+        else:
             change.add_argument(
                 "--adapter",
                 required=True,
@@ -71,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="DIR",
                 help="an imported checkpoint or a run that has the LoRA which was merged",
             )
+
+    bits = commands.add_parser(
+        "int8", help="how much logits move and memory is saved with kernels of 8 bits"
+    )
+    bits.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
+    bits.add_argument("--target", help="regex of the layers; default: the language model's")
 
     look = commands.add_parser("inspect", help="keys, shapes, dtypes, what it is, which table fits")
     look.add_argument("path", type=Path, metavar="FILE_OR_DIR")
@@ -103,6 +118,10 @@ def _run(args: argparse.Namespace) -> int:
     elif args.command in ("merge", "unmerge"):
         print(say_differences(*change_checkpoint(**options)))
         print(f"written: {args.out}")
+    elif args.command == "int8":
+        from conversion.int8 import LANGUAGE, say
+
+        print(say(read_ours(args.checkpoint), args.target or LANGUAGE))
     elif args.command == "features":
         from conversion.features import import_features
 

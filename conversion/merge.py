@@ -28,8 +28,9 @@ def lora_of(source: Source) -> LoraConfig | None:
     return split_lora(source.config["model"])[1]
 
 
-def merged(source: Source) -> Source:
-    """A checkpoint of ours with its LoRA in the kernels, computed when they are read.
+def merged(source: Source, dtype: str | None = None) -> Source:
+    """A checkpoint of ours with its LoRA in the kernels, computed when they are read; these kernels
+    in ``dtype``, or that which they had.
 
     Raises:
       ConversionError: it has none.
@@ -40,7 +41,8 @@ def merged(source: Source) -> Source:
     layers = sorted({p.rpartition(".")[0] for p in source.entries if is_lora(p)})
     entries = {path: entry for path, entry in source.entries.items() if not is_lora(path)}
     for layer in layers:
-        entries[f"{layer}.kernel"] = _changed(source.entries, source.entries, layer, lora.scale)
+        changed = _changed(source.entries, source.entries, layer, lora.scale, dtype)
+        entries[f"{layer}.kernel"] = changed
     config = dict(source.config) | {"model": model}
     if "trained" in config:
         kernels = {f"{layer}.kernel" for layer in layers}
@@ -72,14 +74,19 @@ def unmerged(source: Source, lora: LoraConfig, leaves: Mapping[str, Entry]) -> S
 
 
 def _changed(
-    entries: Mapping[str, Entry], leaves: Mapping[str, Entry], layer: str, scale: float
+    entries: Mapping[str, Entry],
+    leaves: Mapping[str, Entry],
+    layer: str,
+    scale: float,
+    dtype: str | None = None,
 ) -> Entry:
     """The kernel of a layer with LoRA added."""
     kernel = entries[f"{layer}.kernel"]
+    kind = np.dtype(dtype or kernel.dtype)
 
     def load() -> np.ndarray:
         low = {f"{layer}.{leaf}": leaves[f"{layer}.{leaf}"].load() for leaf in ("lora_a", "lora_b")}
-        sums = np.array(kernel.load())
+        sums = np.array(kernel.load()).astype(kind)
         for row in range(len(sums)) if sums.ndim == 3 else [...]:  # one layer of a stack at a time
             part = {path: np.asarray(x)[row] for path, x in low.items()}
             sums[row] = (sums[row].astype(np.float32) + added(part, layer, scale)).astype(
@@ -87,7 +94,7 @@ def _changed(
             )
         return sums
 
-    return dataclasses.replace(kernel, load=load)
+    return dataclasses.replace(kernel, dtype=kind, load=load)
 
 
 def differences(first: Source, second: Source) -> tuple[float, float, float]:
@@ -117,7 +124,7 @@ def say_differences(apart: float, changed: float, largest: float) -> str:
         f"them by {changed:.2g}, the largest is {largest:.2g}"
     )
     if apart > changed / 10:
-        line += "; the kernels are too coarse for what it adds: import in float32 (--dtype)"
+        line += "; the kernels are too coarse for what it adds: merge with --dtype float32"
     return line
 
 

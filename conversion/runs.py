@@ -49,6 +49,7 @@ def read_run(folder: str | Path) -> Source:
     """
     folder = Path(folder).absolute()
     config = json.loads((folder / "config.json").read_text())
+    config["model"].pop("int8", None)  # of 8 bits in training alone
     wanted = specs(make_system(config["system"], config["model"]))
     try:
         arrays = starting_weights({"weights": {"all": folder}}, wanted)

@@ -237,7 +237,7 @@ def export_checkpoint(
     """
     source = read_ours(checkpoint)
     if merge:
-        before, source = source, merged(source)
+        before, source = source, merged(source, dtype)
         tell(say_differences(*differences(before, source)))
     system = source.config["system"]
     assembly = ASSEMBLIES[system]
@@ -347,12 +347,17 @@ def _write_peft(
 
 
 def change_checkpoint(
-    checkpoint: str | Path, *, out: str | Path, adapter: str | Path | None = None
+    checkpoint: str | Path,
+    *,
+    out: str | Path,
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
 ) -> tuple[float, float, float]:
     """Merges LoRA into the kernels of a checkpoint of ours; or, given the ``adapter`` that was
     merged (a checkpoint of ours that has it beside its kernels), takes it out again.
 
-    Writes an imported checkpoint, and returns `conversion.merge.differences`.
+    Writes an imported checkpoint, and returns `conversion.merge.differences`. ``dtype``: of kernels
+    that are merged; None = as they were.
 
     Raises:
       SourceError, ConversionError, FileExistsError: as in `export_checkpoint`.
@@ -361,7 +366,7 @@ def change_checkpoint(
     if out.exists():
         raise FileExistsError(f"{out} exists already; remove it or choose another --out")
     if adapter is None:
-        changed = merged(source)
+        changed = merged(source, dtype)
     else:
         given = read_ours(adapter)
         if (known := lora_of(given)) is None:

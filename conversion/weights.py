@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from conversion.engine import ConversionError, Plan, Put, carry_out, plan, together
@@ -19,6 +20,7 @@ from conversion.io import Source, SourceError, read
 from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
 from conversion.tables.clip import CLIP, PICTURES
+from mmjax.nn.int8 import is_scale
 from mmjax.nn.lora import is_lora
 from mmjax.nn.param import ParamSpec
 from mmjax.systems.registry import SYSTEMS, split_lora
@@ -44,7 +46,8 @@ def load_weights(
       dtype, put, seed: as in `conversion.engine.load`.
 
     Returns:
-      Every parameter below the paths in ``parts``, no others; without LoRA, if the source has none.
+      Every parameter below the paths in ``parts``, no others; without LoRA, if the source has none,
+      and before kernels become int8 (`in_int8`).
 
     Raises:
       SourceError: something is no checkpoint.
@@ -66,6 +69,7 @@ def plan_weights(
         table, source = _weights(locate(where), module, below)
         if not any(is_lora(key) for key in source.entries):  # it starts anew
             below = {path: spec for path, spec in below.items() if not is_lora(path)}
+        below = {path: spec for path, spec in below.items() if not is_scale(path)}
         name, part = (
             f"{module or 'all'} from {where}",
             f"the part {module!r}" if module else "the model",
@@ -97,6 +101,29 @@ def config_of(where: str | Path, part: str, kind: type[Config]) -> Config:
     if not isinstance(config, kind):
         raise SourceError(f"{where}: holds no {part}")
     return config
+
+
+def in_int8(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel [in out], or a stack of them, in 8 bits: (int8, float32[out] that they are scaled
+    by), each output by its largest number. One layer in float32 at a time.
+
+    Raises:
+      ModuleNotFoundError: qwix is not installed.
+    """
+    try:
+        import qwix
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "kernels of 8 bits need qwix: pip install 'mmjax[int8]'"
+        ) from error
+    kernel = np.asarray(kernel)
+    rounded = np.empty(kernel.shape, np.int8)
+    scale = np.empty((*kernel.shape[:-2], kernel.shape[-1]), np.float32)
+    for layer in np.ndindex(kernel.shape[:-2]):
+        one = jnp.asarray(kernel[layer], jnp.float32)
+        made = qwix.quantize(one, jnp.int8, channelwise_axes=(1,))
+        rounded[layer], scale[layer] = made.qvalue, made.scale[0]
+    return rounded, scale
 
 
 def locate(where: str | Path) -> Path:

@@ -46,6 +46,7 @@ FOREIGN = {
     "tensorflow_datasets": ["mmjax.data.sources.tfds", "tests"],
     "av": ["mmjax.data.video", "tests"],
     "peft": ["tests"],
+    "qwix": ["conversion.weights"],
 }
 
 

@@ -20,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax.nn.chosen import replace_chosen, whole
 from mmjax.nn.dense import Dense
 from mmjax.nn.dropout import dropout, row_keys
+from mmjax.nn.int8 import Int8Dense
 from mmjax.nn.param import linear, param, zeros
 
 LEAVES = ("lora_a", "lora_b")
@@ -85,36 +87,27 @@ class LoraDense(Dense):
         return super().__call__(x) + added.reshape(*x.shape[:-1], -1)
 
 
+class Int8LoraDense(LoraDense, Int8Dense):
+    """What was added to an `Int8Dense`."""
+
+    def __init__(self, dense: Int8Dense, config: LoraConfig):
+        LoraDense.__init__(self, dense, config)
+        self.kernel_scale = dense.kernel_scale
+
+
 def with_lora(module: nnx.Module, config: LoraConfig) -> nnx.Module:
     """``module`` as constructed, its dense layers of which the path matches given LoRA, in place.
 
     Raises:
       ValueError: none matches.
     """
-    paths = dense_paths(module)
-    if not (chosen := [path for path in paths if re.fullmatch(config.target, whole(path))]):
-        raise ValueError(
-            f"LoRA's target {config.target!r} matches no dense layer; there are\n  "
-            + "\n  ".join(sorted({whole(path) for path in paths}))
-        )
-    for path in chosen:
-        parent = module
-        *before, last = path.split(".")
-        for name in before:
-            parent = parent[int(name)] if name.isdigit() else getattr(parent, name)
-        setattr(parent, last, LoraDense(getattr(parent, last), config))
+    replace_chosen(module, config.target, lambda dense: _added(dense, config), "LoRA")
     return module
 
 
-def dense_paths(module: nnx.Module) -> list[str]:
-    """Of all dense layers of ``module``."""
-    found = nnx.iter_modules(module)
-    return [".".join(map(str, path)) for path, layer in found if isinstance(layer, Dense)]
-
-
-def whole(path: str) -> str:
-    """The path as it would be if no stack were cut."""
-    return re.sub(r"\blayers\.\d+\.", "layers.", path)
+def _added(dense: Dense, config: LoraConfig) -> Dense:
+    kind = Int8LoraDense if isinstance(dense, Int8Dense) else LoraDense
+    return kind(dense, config)
 
 
 def is_lora(path: str) -> bool:

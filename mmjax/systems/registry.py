@@ -1,5 +1,8 @@
 """Systems by the name that configs and checkpoints call them."""
 
+import re
+
+from mmjax.nn.int8 import with_int8
 from mmjax.nn.lora import LoraConfig, with_lora
 from mmjax.systems.cheetor import Cheetor
 from mmjax.systems.foundation import Blip2Pretraining, Contrastive, LanguageModel
@@ -25,15 +28,24 @@ SYSTEMS: dict[str, type[System]] = {
 
 def make_system(name: str, config: dict) -> System:
     """The system ``name`` with the config that `config_to_dict` gave; with LoRA, if it has a
-    section ``lora`` besides, of which the fields are `LoraConfig`'s.
+    section ``lora`` besides, of which the fields are `LoraConfig`'s; with kernels of 8 bits, if it
+    has an ``int8``, the regular expression of their layers' paths (`mmjax.nn.int8`).
 
     Raises:
-      ValueError: a system, or config keys, that do not exist; LoRA that fits no layer.
+      ValueError: a system, or config keys, that do not exist; LoRA or int8 that fit no layer.
     """
     if name not in SYSTEMS:
         raise ValueError(f"there is no system {name!r}; there are {', '.join(SYSTEMS)}")
     plain, lora = split_lora(config)
+    int8 = plain.pop("int8", None)
     system = SYSTEMS[name](config_from_dict(SYSTEMS[name].Config, plain))
+    if int8:
+        inside = [path for path in with_int8(system, int8) if re.match(system.tower, path)]
+        if inside:
+            raise ValueError(
+                f"int8 is {int8!r}, and {inside[0]} is in the tower, whose features may be stored: "
+                "only what comes after it can be kept in 8 bits"
+            )
     if lora is None:
         return system
     if lora.dropout and type(system).loss is not System.loss:

@@ -22,6 +22,7 @@ from mmjax.data.sequence import Lengths
 from mmjax.data.sources import make_source
 from mmjax.data.sources.mixture import Mixture, named
 from mmjax.data.tokenizer import Tokenizer, build_word_tokenizer
+from mmjax.nn.int8 import SCALE, is_scale
 from mmjax.nn.param import Params, ParamSpec, init_params, specs
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import num_row_shards, place, resolve, row_share
@@ -122,15 +123,22 @@ def create_params(
 ) -> Params:
     """What ``config.weights`` gives (see `mmjax.train.origin`), the rest created from the seed.
 
-    What trains in some stage is kept in float32, the rest in ``config.frozen_dtype``. What is not
-    given starts as the copy of a parameter that is (``copies``: path -> path), if it has one.
+    What trains in some stage is kept in float32, what is declared as int8 so, and the rest in
+    ``config.frozen_dtype``. What is not given starts as the copy of a parameter that is
+    (``copies``: path -> path), if it has one.
     """
+    from conversion.weights import in_int8
+
     shardings = resolve(wanted, mesh, config["preset"])
     dtypes = held_dtypes(config, wanted)
 
     copied: Params = {}
 
     def put(path: str, array) -> jax.Array:
+        if wanted[path].dtype == jnp.int8:
+            array, scale = in_int8(array)
+            at = path.removesuffix("kernel") + SCALE
+            copied[at] = place(scale, shardings[at], dtypes[at])
         for copy, original in copies.items():
             if original == path and copy in wanted:
                 copied[copy] = place(array, shardings[copy], dtypes[copy])
@@ -150,14 +158,29 @@ def create_params(
 
 
 def held_dtypes(config: dict, wanted: Mapping[str, ParamSpec]) -> dict[str, jnp.dtype]:
-    """What every parameter is kept in: float32 if some stage trains it."""
+    """What every parameter is kept in: float32 if some stage trains it.
+
+    Raises:
+      ValueError: a stage trains what is declared as int8.
+    """
     trained = {
         path
         for stage in config["stages"]
         for path in stage_selection(config, stage, wanted).trainable
     }
     frozen = jnp.dtype(config["frozen_dtype"])
-    return {path: jnp.dtype(jnp.float32) if path in trained else frozen for path in wanted}
+    if wrong := sorted(path for path in trained if wanted[path].dtype == jnp.int8):
+        raise ValueError(
+            f"{len(wrong)} kernels of model.int8 are to be trained, e.g. {wrong[0]}: what is kept "
+            "in 8 bits is frozen; train LoRA beside it (model.lora), or leave it out of model.int8"
+        )
+
+    def kept(path: str) -> jnp.dtype:
+        if wanted[path].dtype == jnp.int8:
+            return jnp.dtype(jnp.int8)
+        return jnp.dtype(jnp.float32) if path in trained or is_scale(path) else frozen
+
+    return {path: kept(path) for path in wanted}
 
 
 def stage_selection(config: dict, stage: str, wanted: Mapping[str, ParamSpec]) -> Selection:

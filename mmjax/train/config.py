@@ -1,6 +1,7 @@
 """From an ml_collections config to the plain values that a run is made of, checked before anything
 is loaded."""
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from mmjax.data.images import PREPARATIONS
 from mmjax.data.pipeline import FRAME_CHOICES
 from mmjax.data.sources.mixture import part_problem
 from mmjax.data.templates import from_json, to_json
+from mmjax.nn.lora import LoraConfig
 from mmjax.train import origin
 from mmjax.train.optim import OptimizerConfig
 
@@ -27,6 +29,7 @@ DATA = (
 QUESTIONS = "data template batch_size max_new_tokens".split()
 # Section -> what a command line may give although the config's file leaves it to its default.
 OPTIONAL = {
+    "model": ["lora", "int8"],  # a Python dict of LoraConfig's fields; a regular expression
     "data": "image_size pictures preparation num_frames frame_choice overlong".split(),
     "optimizer": list(OptimizerConfig.__dataclass_fields__),
 }
@@ -255,10 +258,31 @@ def _origin_problems(config: dict) -> list[str]:
             f"weights.all: {config['weights']['all']} is a model of the system {system!r}, the "
             f"config is for {config['system']!r}; give one of that, or this one for a part"
         ]
+    problems = _lora_problems(config)
     if config["weights"].get("any_template"):
-        return []
+        return problems
     changes = (_template_changes(config, *template) for template in templates.values())
-    return [problem for problems in changes for problem in problems]
+    return problems + [problem for some in changes for problem in some]
+
+
+def _lora_problems(config: dict) -> list[str]:
+    """In what LoRA of the model in ``weights.all``, if it has any, is other than the config's: its
+    arrays do not tell how they are scaled."""
+    whole, theirs = config["weights"]["all"], origin.stated_lora(config)
+    if not theirs:
+        return []
+    ours = config["model"].get("lora") or {}
+    if ours:
+        ours = {f.name: f.default for f in dataclasses.fields(LoraConfig)} | ours
+    changed = [name for name in ("target", "rank", "alpha") if ours.get(name) != theirs[name]]
+    if not changed:
+        return []
+    told = ", ".join(f"{name}: {theirs[name]!r} there, {ours.get(name)!r} here" for name in changed)
+    return [
+        f"weights.all: {whole} has LoRA, and the config's is another ({told}); give "
+        f"--config.model.lora={ours | {name: theirs[name] for name in changed}!r}, or merge it "
+        f"first: python -m conversion merge --checkpoint {whole} --out DIR"
+    ]
 
 
 def _template_changes(config: dict, where: str, template: dict) -> list[str]:

@@ -64,6 +64,11 @@ def stated(config: Mapping) -> tuple[str, dict[str, tuple[str, dict]]] | None:
     return None
 
 
+def stated_lora(config: Mapping) -> dict | None:
+    """The LoRA of the model in ``weights.all``, or None."""
+    return _header(config["weights"].get("all")).get("model", {}).get("lora")
+
+
 def starting_weights(
     config: Mapping,
     specs: Mapping[str, ParamSpec],

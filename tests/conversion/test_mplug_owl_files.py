@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from end_to_end.short import load_config
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
+from train.test_origin import trained
 
 from conversion import lora
 from conversion.__main__ import main
 from conversion.io import read, write_safetensors
+from conversion.runs import read_run
 from conversion.store import load_imported
 from conversion.transfer import save_hf
 from conversion.weights import load_weights
@@ -24,6 +28,7 @@ from mmjax.nn.param import specs
 from mmjax.systems.mplug_owl import MplugOwlConfig
 from mmjax.systems.registry import make_system
 from mmjax.systems.system import config_to_dict
+from mmjax.train.config import resolve
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -124,6 +129,27 @@ def test_what_was_trained_besides_comes_along(files):
     save_file(trained, files / "trained.safetensors")
     _, params = imported(files, "out", "trained.safetensors", out="second")
     np.testing.assert_array_equal(params["abstractor.end"], trained["abstractor.vit_eos"][0, 0])
+
+
+def test_a_run_loses_nothing_that_it_trained(tmp_path, capsys):
+    """LoRA and the abstractor, of which PEFT's file holds the first alone."""
+    config = ConfigDict(load_config("mplug_owl.py"))
+    config.test = {}
+    for stage in (config.align, config.instruct):
+        stage.eval, stage.eval_at_end = {}, False
+    run_folder = trained(tmp_path / "run", resolve(config))
+    export = f"export --checkpoint {run_folder} --out"
+    assert run(f"{export} {tmp_path / 'peft'} --format peft") == 0
+    found = {path.name for path in (tmp_path / "peft").iterdir()}
+    assert found == {
+        "adapter_model.safetensors", "adapter_config.json", "trained.safetensors", "language",
+    }  # fmt: skip
+    rest = load_file(tmp_path / "peft" / "trained.safetensors")
+    assert set(rest) == {k for k in rest if k.startswith(("abstractor.", "query_tokens"))} != set()
+    end = read_run(run_folder).entries["abstractor.end"].load()
+    np.testing.assert_array_equal(rest["abstractor.vit_eos"][0, 0], end)
+    assert run(f"{export} {tmp_path / 'hf'} --format hf") == 1
+    assert "format hf has no place" in capsys.readouterr().err
 
 
 def test_sources_that_make_no_model(files, capsys):

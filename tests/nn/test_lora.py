@@ -131,6 +131,8 @@ def test_any_system_trains_it_alone():
         for path, x in state.trainable.items():
             assert not np.array_equal(x, before[path]), f"{path} has no gradient"
     np.testing.assert_allclose(*losses, rtol=1e-4)
+    total, weight, _ = jax.jit(lambda p: merge(system, p).loss(batch))(frozen | before)
+    assert abs(float(total / weight) - losses[0][0]) > 1e-3, "some of it was dropped"
 
 
 def test_paths_of_a_system():

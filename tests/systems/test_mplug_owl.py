@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from end_to_end.short import load_config
 
 from mmjax.data.batch import Batch, stack_padded
 from mmjax.data.segments import Encoded, Segment
@@ -16,6 +17,9 @@ from mmjax.nn.param import merge, specs
 from mmjax.parallel.mesh import make_abstract_mesh
 from mmjax.parallel.sharding import PRESETS, resolve
 from mmjax.systems.mplug_owl import MplugOwl, MplugOwlConfig
+from mmjax.systems.registry import make_system
+from mmjax.train.build import stage_selection
+from mmjax.train.config import check
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -106,6 +110,19 @@ def test_published_size():
     assert size("language.") == 6_738_415_616
     for preset in PRESETS:
         resolve(wanted, make_abstract_mesh(8, 1, 4, 2), preset)
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"),
+    [("llama-7b", 4_194_304), ("lrv-v2", 4_194_304), ("llama-7b-full", 6_738_415_616)],
+)
+def test_what_the_public_recipes_train(variant, count):
+    config = load_config(f"mplug_owl.py:{variant}")
+    plain, problems = check(config)
+    assert len(problems) == 4, "what a user has to give: weights, tokenizer, data"
+    wanted = specs(make_system("mplug_owl", plain["model"]))
+    trained = stage_selection(plain, "instruct", wanted).trainable
+    assert sum(wanted[path].size for path in trained) == count
 
 
 def test_parts_that_do_not_go_together_are_told_at_once():

@@ -189,3 +189,25 @@ def test_a_run_may_be_started_again_with_any_template(config, tmp_path):
     config.seed = 1
     with pytest.raises(ValueError, match="another config.*\n  seed: 0 -> 1$"):
         check_claim(tmp_path, resolve(config))
+
+
+def test_another_lora_is_refused(config, tmp_path):
+    """Its arrays do not tell how they are scaled."""
+    lora = dict(target=r"language\.layers\.attention\.q", rank=2, alpha=4.0)
+    config.model.lora = ConfigDict(lora)
+    config.weights.all = given = imported(tmp_path / "given", resolve(config))
+    assert check(config)[1] == []
+    config.model.lora.dropout = 0.5
+    assert check(config)[1] == [], "how it was trained says nothing of how it is read"
+    del config.model.lora["alpha"]
+    (problem,) = check(config)[1]
+    assert "alpha: 4.0 there, 32.0 here" in problem and "merge --checkpoint" in problem
+    del config.model["lora"]
+    (problem,) = check(config)[1]
+    assert (
+        f"{given} has LoRA, and the config's is another" in problem and "rank: 2 there" in problem
+    )
+    config.weights.all = ""
+    config.weights.all = imported(tmp_path / "plain", resolve(config))
+    config.model.lora = ConfigDict(lora)
+    assert check(config)[1] == [], "it starts anew"
