@@ -122,6 +122,7 @@ def _roles(opened: Sequence[Source]) -> tuple[dict[str, Source], list[Source]]:
         if role in roles:
             raise SourceError(f"{roles[role].name} and {source.name} are both the {role} part")
         roles[role] = source
+    states.sort(key=lambda state: len(state.entries))  # parts are loaded over the whole
     wanted = {"model"} if "model" in roles else {"language", "clip"}
     if set(roles) != wanted or not (states or "model" in roles):
         raise SourceError(

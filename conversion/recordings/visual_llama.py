@@ -91,7 +91,7 @@ def whole(config: Mapping, state: Source, recorded: Mapping[str, np.ndarray]) ->
     system = VisualLlama(sizes_of(config, state))
     params = load(tables.FULL + _NO_TOWER, state, specs(system))
     if (tower := config["weights"].get("clip_state")) is not None:
-        ours |= _looked(config["dims"]["clip"], tower, recorded)
+        ours |= _looked(config["dims"], tower, recorded)
     batch, labels = laid_out(recorded, system.config.tokens_per_picture)
     ours |= _mask_and_labels(recorded, system.config.tokens_per_picture, labels)
     ours |= _read(system, params, batch)
@@ -110,7 +110,9 @@ _INPUTS = ("pixel_values", "tokens", "infer_text_prompt_ids_in")
 
 def _looked(dims: Mapping, tower: Source, recorded: Mapping[str, np.ndarray]) -> dict[str, Ours]:
     """CLIP's half, from pixels."""
-    told = dict(num_heads=dims["clip_heads"])
+    told = dict(num_heads=dims["clip"]["clip_heads"])
+    names = dict(activation="clip_act", norm_eps="clip_layer_norm_eps")
+    told |= {ours: dims[theirs] for ours, theirs in names.items() if theirs in dims}
     sizes = dataclasses.replace(clip_vision_sizes(tower.shapes), **told)
     model = ClipPictures(sizes, tower.shapes["visual_projection.weight"][0])
     params = load(VISION, tower, specs(model))

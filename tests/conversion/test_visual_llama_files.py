@@ -1,6 +1,7 @@
 """Visual-LLaMA in and out, from file to file."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from conversion.parity import CASES
 from conversion.store import load_imported, save_imported
 from conversion.transfer import save_hf
 from conversion.weights import load_weights
+from mmjax.data.features import FeatureStore
+from mmjax.data.sources import make_source
 from mmjax.data.templates import VisualLlamaPrompt, from_json
 from mmjax.data.tokenizer import build_word_tokenizer
 from mmjax.models.clip import Clip
@@ -42,6 +45,11 @@ def save_torch(arrays: dict, path: Path) -> None:
     torch.save({key: torch.tensor(x) for key, x in arrays.items()}, path)
 
 
+def cut(weight: np.ndarray) -> np.ndarray:
+    """For vectors of the small CLIP here, the recording's are wider."""
+    return np.ascontiguousarray(weight[:, :10])
+
+
 @pytest.fixture
 def files(tmp_path) -> Path:
     """Folders of the Hub, and what upstream's two scripts save."""
@@ -49,11 +57,11 @@ def files(tmp_path) -> Path:
     build_word_tokenizer(["a b c d"], tmp_path / "llama")
     clip = tiny.clip_config()
     save_hf(tmp_path / "clip", clip, tiny.random_params(specs(Clip(clip))))
-    state = dict(STATE)  # CLIP of the recording is wider
-    state["image_project.model.0.weight"] = state["image_project.model.0.weight"][:, :10]
+    state = dict(STATE)
+    state["image_project.model.0.weight"] = cut(state["image_project.model.0.weight"])
     save_torch(state, tmp_path / "out0.pt")
     stage_2 = dict(STAGE_2)
-    stage_2["image_project.model.0.weight"] = stage_2["image_project.model.0.weight"][:, :10]
+    stage_2["image_project.model.0.weight"] = cut(stage_2["image_project.model.0.weight"])
     save_torch(stage_2, tmp_path / "late" / "adapter_model.bin")
     early = {key.replace(".default.", "."): x for key, x in stage_2.items()}
     save_torch(early, tmp_path / "early" / "adapter_model.bin")
@@ -103,6 +111,10 @@ def test_stage_2_in_three_spellings(files, capsys):
         assert other.keys() == params.keys()
         for path, x in params.items():
             np.testing.assert_array_equal(other[path], x, err_msg=path)
+    _, both = imported(files, "out0.pt", "late", "llama", "clip", out="both")
+    np.testing.assert_array_equal(both["connector.out.bias"], params["connector.out.bias"])
+    words = STATE["llm.model.embed_tokens.weight"]
+    np.testing.assert_array_equal(both["language.embedding.added"], words[340:])
     command = f"export --checkpoint {files / 'out'} --format original --out"
     assert run(command, files / "original") == 0
     again = torch.load(files / "original" / "adapter_model.bin", weights_only=True)
@@ -130,7 +142,7 @@ def test_what_peft_leaves_out_lies_beside_it(files):
 def test_the_transformer_connector(files):
     state = {k: x for k, x in STATE.items() if not k.startswith("image_project")}
     other = load_file(FIXTURES / "visual_llama" / "state_transformer.safetensors")
-    other["image_project.linear.weight"] = other["image_project.linear.weight"][:, :10]
+    other["image_project.linear.weight"] = cut(other["image_project.linear.weight"])
     save_file(state | other, files / "out1.safetensors")
     header, _ = imported(files, "out1.safetensors", "clip", "llama")
     assert header["model"]["connector"] == dict(
@@ -192,3 +204,21 @@ def test_recordings_are_told_apart():
         keys = set(read(folder / "state.safetensors").entries)
         config = json.loads((folder / "config.json").read_text())
         assert next(case for case in CASES if case.fits(config, keys)).name == wanted
+
+
+def test_the_pickle_of_preprocess(tmp_path, capsys):
+    """Vectors and texts, of captions and of questions; read without running anything of it."""
+    vectors = torch.arange(12.0).reshape(3, 4)
+    texts = ["A giraffe eats. ", "[quest] is it red? [ans] no", "the [ans] er"]
+    pickled = tmp_path / "train.pkl"
+    pickled.write_bytes(pickle.dumps({"image_embedding": vectors, "text": texts}))
+    assert run("features", pickled, "--out", tmp_path / "store") == 0
+    store = FeatureStore(tmp_path / "store")
+    np.testing.assert_array_equal(store[["1"]][0], vectors[1].numpy())
+    source = make_source(f"lmeye-v1:{tmp_path / 'store.json'}", "train")
+    said = [(source[i].text("user"), source[i].text("assistant")) for i in range(3)]
+    assert said == [("", "A giraffe eats."), ("is it red?", "no"), ("", "the [ans] er")]
+    assert [source[i].media[0].key for i in range(3)] == ["0", "1", "2"]
+    pickled.write_bytes(pickle.dumps({"image_embedding": vectors, "text": texts[:2]}))
+    assert run("features", pickled, "--out", tmp_path / "other") == 1
+    assert "image_embedding is (3, 4), there are 2 texts" in capsys.readouterr().err
