@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--out", required=True, type=Path, metavar="DIR")
     bring.add_argument("--dtype", choices=FLOATS, help="default: as in the sources")
     bring.add_argument(
-        "--lora-alpha", type=float, help="of LoRA; default: as its adapter_config.json says, or 32"
+        "--lora-alpha",
+        type=float,
+        help="of LoRA; default: as its adapter_config.json says, or as the original has it",
     )
     bring.add_argument(
         "--upstream-embedding-img-bug",
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     give.add_argument("--format", required=True, choices=("original", "hf", "peft"))
     give.add_argument("--out", required=True, type=Path, metavar="DIR")
     give.add_argument("--dtype", choices=FLOATS, help="default: as stored")
-    give.add_argument("--stage", type=int, choices=(1, 2), default=2, help="LMEye, format original")
+    give.add_argument("--stage", type=int, choices=(1, 2), default=2, help="format original")
     give.add_argument(
         "--module-prefix", action="store_true", help="keys as DistributedDataParallel writes them"
     )

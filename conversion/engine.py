@@ -116,7 +116,7 @@ def plan(table: Table, source: Source, specs: Mapping[str, ParamSpec], *, dtype=
         else:
             absent.setdefault(binding.slots, []).extend(binding.keys)
     for slots, keys in absent.items():
-        if not (_places(slots) <= taken or all(table.initialised(slot.path) for slot in slots)):
+        if not all(_places([slot]) <= taken or table.initialised(slot.path) for slot in slots):
             targets = " + ".join(map(str, slots))
             problems.append(f"missing from the source: {' or '.join(keys)} -> {targets}")
     known = {key for binding in bindings for key in binding.keys}
@@ -161,9 +161,9 @@ def _fitting(table: Table, binding: Binding, shape: Shape) -> tuple[Slot, ...] |
     if others and all(table.initialised(slot.path) for slot in others):
         choices.append((first,))
     for slots in choices:
-        if given == _joined_shape(slots):
+        if given == binding.shape(slots):
             return slots
-    wanted = " or ".join(str(binding.op.inverse_shape(_joined_shape(slots))) for slots in choices)
+    wanted = " or ".join(str(binding.op.inverse_shape(binding.shape(slots))) for slots in choices)
     return f"is {shape}, the model wants {wanted} {rule}"
 
 
@@ -182,12 +182,6 @@ def _places(slots: Iterable[Slot]) -> set[tuple[str, int]]:
         for slot in slots
         for row in (range(*slot.shape[:1] or (1,)) if slot.row is None else (slot.row,))
     }
-
-
-def _joined_shape(slots: Sequence[Slot]) -> Shape:
-    if len(slots) == 1:
-        return slots[0].shape
-    return (sum(slot.shape[0] for slot in slots), *slots[0].shape[1:])
 
 
 def _mixed_dtypes(source: Source, steps: Iterable[Step]) -> Iterator[str]:
@@ -262,7 +256,7 @@ def carry_out(
             raise ConversionError(plan.source.name, [f"{step.key}: {error}"]) from error
         pieces = [whole]
         if len(step.slots) > 1:
-            pieces = split_rows(whole, [slot.shape[0] for slot in step.slots])
+            pieces = split_rows(whole, step.binding.lengths, step.binding.cut)
         for slot, piece in zip(step.slots, pieces, strict=True):
             if slot.path not in open_leaves:
                 shape = plan.specs[slot.path].shape
@@ -333,7 +327,7 @@ def exported(
         raise ConversionError("export", [f"no rule for {path} {shapes[path]}" for path in lost])
     entries = {}
     for binding in bindings:
-        shape = binding.op.inverse_shape(_joined_shape(binding.slots))
+        shape = binding.op.inverse_shape(binding.shape())
         kind = np.dtype(dtype or params[binding.slots[0].path].dtype)
         entries[binding.keys[0]] = Entry(
             shape, kind, lambda b=binding, k=kind: _unfill(b, params, k)
@@ -348,7 +342,7 @@ def _unfill(
         np.asarray(params[slot.path] if slot.row is None else params[slot.path][slot.row])
         for slot in binding.slots
     ]
-    before = binding.op.inverse(join_rows(pieces))
+    before = binding.op.inverse(join_rows(pieces, binding.cut))
     with np.errstate(over="ignore"):
         after = before.astype(dtype, copy=False)
     if after is not before and not np.isfinite(after).all() and np.isfinite(before).all():

@@ -3,11 +3,15 @@
 That is how the first LMEye's features come: made with CLIP once, saved with `pickle.dump` or
 `torch.save`. A pickle can run code, so both are read with an allow-list: plain containers, numbers,
 numpy arrays and torch tensors. Anything else is refused before it is made.
+
+Visual-LLaMA's are ``{"image_embedding": [n c], "text": n texts}``: the vectors become the store, by
+their numbers, and the texts ``OUT.json``, which the source ``lmeye-v1:OUT.json`` reads.
 """
 
 import collections
 import hashlib
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -30,7 +34,9 @@ def import_features(file: Path, out: Path) -> FeatureStore:
         names the first ids that do not fit.
       FileExistsError: ``out`` exists.
     """
-    found = _read(file)
+    found, texts = _read(file), None
+    if isinstance(found, Mapping) and found.keys() == {"image_embedding", "text"}:
+        found, texts = _numbered(file, found)
     if not isinstance(found, Mapping) or not found:
         raise SourceError(f"{file}: expected a dict of id -> vector, got {type(found).__name__}")
     vectors, problems = {}, []
@@ -60,7 +66,34 @@ def import_features(file: Path, out: Path) -> FeatureStore:
         for first in range(0, len(keys), _CHUNK):
             some = keys[first : first + _CHUNK]
             writer.add(some, np.stack([vectors[key] for key in some]))
+    if texts is not None:
+        told = json.dumps(texts, ensure_ascii=False, indent=0)
+        out.with_name(f"{out.name}.json").write_text(told + "\n", encoding="utf-8")
     return FeatureStore(out)
+
+
+def _numbered(file: Path, found: Mapping) -> tuple[dict[int, Any], list[dict[str, str]]]:
+    """(number -> vector, records for `mmjax.data.sources.lmeye.LMEyeById`) of Visual-LLaMA's."""
+    vectors, texts = found["image_embedding"], found["text"]
+    if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise SourceError(f"{file}: text is no list of texts")
+    if getattr(vectors, "ndim", 0) != 2 or len(vectors) != len(texts):
+        shape = tuple(getattr(vectors, "shape", ()))
+        raise SourceError(
+            f"{file}: image_embedding is {shape}, there are {len(texts)} texts: it must have a "
+            "vector for each"
+        )
+    records = []
+    for number, text in enumerate(texts):
+        record = {"image_id": str(number)}
+        question, is_asked, answer = text.removeprefix("[quest]").partition("[ans]")
+        if is_asked and text.startswith("[quest]"):
+            asked = f"Image: <img>\n {question.strip()} <img-d>"
+            answered = f"{asked}\nAnswer: {answer.strip()}"
+            records.append(record | {"pre_input_ids": asked, "input_ids": answered})
+        else:
+            records.append(record | {"caption": text.strip()})
+    return dict(enumerate(vectors)), records
 
 
 def _vector(value: Any) -> np.ndarray:

@@ -22,6 +22,7 @@ from mmjax.models.eva_vit import EvaVitConfig
 from mmjax.models.llama import Llama, LlamaConfig
 from mmjax.models.qformer import QFormerConfig
 
+ADDED_ROWS = "mmjax_added_rows"  # in a LLaMA config: how many of its words a system added
 LEGACY_EOS = 2  # in a CLIP text config: "the end is the largest id", whatever the vocabulary
 
 _LLAMA = {
@@ -111,8 +112,12 @@ def llama_from_hf(values: Mapping) -> LlamaConfig:
     head_dim = values.get("head_dim")
     usual = values["hidden_size"] // values["num_attention_heads"]
     kv_heads = values.get("num_key_value_heads")
+    added = values.get(ADDED_ROWS, 0)
+    sizes = {ours: values[theirs] for ours, theirs in _LLAMA.items()}
     return LlamaConfig(
-        **{ours: values[theirs] for ours, theirs in _LLAMA.items()},
+        **sizes | dict(vocab_size=sizes["vocab_size"] - added),
+        added_rows=added,
+        added_logits=added > 0,
         num_kv_heads=None if kv_heads == values["num_attention_heads"] else kv_heads,
         head_dim=None if head_dim == usual else head_dim,
         norm_eps=values.get("rms_norm_eps", 1e-6),
@@ -123,10 +128,14 @@ def llama_from_hf(values: Mapping) -> LlamaConfig:
 
 
 def llama_to_hf(config: LlamaConfig) -> dict:
+    """Words that a system added are words like others where they have logits."""
+    added = config.added_rows if config.added_logits else 0
+    sizes = {theirs: getattr(config, ours) for ours, theirs in _LLAMA.items()}
+    sizes["vocab_size"] += added
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{theirs: getattr(config, ours) for ours, theirs in _LLAMA.items()},
+        **sizes | ({ADDED_ROWS: added} if added else {}),
         "num_key_value_heads": config.num_kv_heads or config.num_heads,
         "head_dim": config.head_dim or config.embed_dim // config.num_heads,
         "hidden_act": "silu",

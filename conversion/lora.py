@@ -112,13 +112,17 @@ def divided(source: Source) -> tuple[Source | None, Source | None]:
 
 
 def attached(
-    model: nnx.Module, names: Table, adapter: Source, alpha: float | None = None
+    model: nnx.Module,
+    names: Table,
+    adapter: Source,
+    alpha: float | None = None,
+    usual: float = ALPHA,
 ) -> tuple[LoraConfig, Table, list[str]]:
     """Gives ``model`` the LoRA that ``adapter`` holds, in place.
 
     Args:
       names: what the tensors of the base are called.
-      alpha: in place of what adapter_config.json says.
+      alpha: in place of what adapter_config.json says; ``usual``: where nothing tells.
 
     Returns:
       (its config, the table that reads it, remarks).
@@ -144,9 +148,9 @@ def attached(
         alpha = told["lora_alpha"] * scale
         remarks.append(f"LoRA's alpha is {alpha:g} by {CONFIG}, its rank {rank}")
     else:
-        alpha = ALPHA
+        alpha = usual
         remarks.append(
-            f"there is no {CONFIG}: LoRA's alpha is taken as {alpha:g}, mPLUG-Owl's, with rank "
+            f"there is no {CONFIG}: LoRA's alpha is taken as {alpha:g}, the original's, with rank "
             f"{rank} by the tensors; --lora-alpha gives another"
         )
     config = LoraConfig(target, rank, float(alpha), float(told.get("lora_dropout", 0.0)))
@@ -175,11 +179,16 @@ def _config(adapter: Source) -> Mapping[str, Any]:
     return next((read_json(file) for file in files if file.is_file()), {})
 
 
-def wrapped(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The tensors of a whole model as PEFT 0.3 to 0.6 calls them."""
-    return {
-        WRAPPED + re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", key): entry
+def wrapped(entries: Mapping[str, Entry], part: str = "") -> dict[str, Entry]:
+    """The tensors of a whole model as PEFT 0.3 to 0.6 calls them, if it wrapped the model, or what
+    is below ``part`` of it."""
+    named = {
+        re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", key): entry
         for key, entry in entries.items()
+    }
+    return {
+        f"{part}{WRAPPED}{key.removeprefix(part)}" if key.startswith(part) else key: entry
+        for key, entry in named.items()
     }
 
 

@@ -334,14 +334,14 @@ def fitted(op: Op, shapes: Sequence[Shape]) -> Op:
     return op.fitted(shapes) if hasattr(op, "fitted") else op
 
 
-def split_rows(x: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+def split_rows(x: np.ndarray, lengths: Sequence[int], axis: int = 0) -> list[np.ndarray]:
     """Cuts [v ...] along its rows: a token table into the tokenizer's rows and those a system
-    added."""
-    if sum(lengths) != x.shape[0]:
-        raise ValueError(f"{x.shape[0]} rows cannot be cut into {list(lengths)}")
-    return np.split(x, np.cumsum(lengths)[:-1])
+    added; or along another ``axis``."""
+    if sum(lengths) != x.shape[axis]:
+        raise ValueError(f"{x.shape[axis]} rows cannot be cut into {list(lengths)}")
+    return np.split(x, np.cumsum(lengths)[:-1], axis=axis)
 
 
-def join_rows(parts: Sequence[np.ndarray]) -> np.ndarray:
+def join_rows(parts: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
     """The inverse of `split_rows`."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)

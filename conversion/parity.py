@@ -8,6 +8,7 @@ state goes through the same tables as a real checkpoint. Recordings of texts are
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from conversion.recordings import (
     minigpt4,
     mplug_owl,
     prompts,
+    visual_llama,
 )
 
 
@@ -42,8 +44,8 @@ class Case:
       compute: (config, state or None, recorded tensors) -> (name -> `Ours`, name -> why it is not
         compared, remarks). What is computed in another way besides is ``name, HOW``.
       further: files of tensors that the folder may have besides, without suffix. Recorded ones
-        (``io_*`` and others) are added as ``FILE.name``; weights (``state_*``, ``source``,
-        ``adapter``) are handed on as ``config["weights"]``, by the file's name.
+        (``io_*`` and others) are added as ``FILE.name``; weights (with ``state``, ``source`` or
+        ``adapter`` in the name) are handed on as ``config["weights"]``, by the file's name.
       told: config -> recorded arrays that it holds.
     """
 
@@ -81,6 +83,18 @@ CASES = (
     Case("mPLUG-Owl's abstractor", mplug_owl.is_abstractor, mplug_owl.abstractor),
     Case("mPLUG-Owl", mplug_owl.is_owl, mplug_owl.whole),
     Case("mPLUG-Owl with LoRA", mplug_owl.is_lora, mplug_owl.with_adapter, further=("adapter",)),
+    Case(
+        "Visual-LLaMA with LoRA",
+        visual_llama.is_lora,
+        visual_llama.with_adapter,
+        further=("base_state", "adapter_model", "peft_state"),
+    ),
+    Case(
+        "Visual-LLaMA",
+        visual_llama.is_visual_llama,
+        visual_llama.whole,
+        further=("clip_state", "state_transformer", "io_transformer", "train_step"),
+    ),
 )
 
 
@@ -145,7 +159,7 @@ def compare(folder: Path) -> bool:
     for stem in case.further:
         if not (path := folder / f"{stem}.safetensors").is_file():
             continue
-        if stem.startswith(("state", "source", "adapter")):
+        if re.search("state|source|adapter", stem):
             weights[stem] = read(path)
         else:
             recorded |= {f"{stem}.{name}": value for name, value in load_file(path).items()}

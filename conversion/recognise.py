@@ -18,7 +18,16 @@ from conversion.engine import ConversionError, Plan, plan
 from conversion.io import Source
 from conversion.ops import Shape
 from conversion.rules import Table
-from conversion.tables import blip2, cheetor, eva_vit, lmeye, lynx, minigpt4, mplug_owl
+from conversion.tables import (
+    blip2,
+    cheetor,
+    eva_vit,
+    lmeye,
+    lynx,
+    minigpt4,
+    mplug_owl,
+    visual_llama,
+)
 from conversion.tables.clip import CLIP, VISION
 from conversion.tables.llama import LLAMA
 from mmjax.models.abstractor import Abstractor, AbstractorConfig
@@ -35,6 +44,7 @@ from mmjax.systems.lmeye import LMEye, LMEyeConfig
 from mmjax.systems.lynx import Lynx, LynxConfig
 from mmjax.systems.minigpt4 import MiniGPT4, MiniGPT4Config
 from mmjax.systems.mplug_owl import MplugOwl, MplugOwlConfig
+from mmjax.systems.visual_llama import ConnectorConfig, VisualLlama, VisualLlamaConfig
 
 Shapes = Mapping[str, Shape]
 
@@ -424,7 +434,64 @@ def mplug_owl_sizes(shapes: Shapes) -> MplugOwlConfig:
     return MplugOwlConfig(language, owl_tower_sizes(shapes), abstractor_sizes(shapes))
 
 
+def connector_sizes(shapes: Shapes, embed_dim: int) -> ConnectorConfig:
+    """Of Visual-LLaMA's, in front of a language model of this width."""
+    prefix, layers = "image_project.prefix_const", "image_project.transformer.layers."
+    if prefix not in shapes:
+        out = _shape(shapes, 2, "image_project.model.2.weight")[0]
+        return ConnectorConfig(num_tokens=out // embed_dim)
+    first = _shape(shapes, 2, "image_project.linear.weight")[0]
+    mlp_dim = _shape(shapes, 2, f"{layers}0.mlp.fc1.weight")[0]
+    return ConnectorConfig(
+        kind="transformer",
+        num_tokens=_shape(shapes, 2, prefix)[0],
+        num_latents=first // embed_dim,
+        num_layers=_num_layers(shapes, layers),
+        num_heads=1,
+        mlp_ratio=mlp_dim / embed_dim,
+    )
+
+
+def _visual_llama_sizes(shapes: Shapes, language: LlamaConfig) -> VisualLlamaConfig:
+    """Sizes of the tower are 1."""
+    small = dict(image_size=1, patch_size=1, num_layers=1, mlp_dim=1, num_heads=1, embed_dim=1)
+    first = ("image_project.model.0.weight", "image_project.linear.weight")
+    return VisualLlamaConfig(
+        language,
+        ClipVisionConfig(**small),
+        projection_dim=_shape(shapes, 2, *first)[1],
+        connector=connector_sizes(shapes, language.embed_dim),
+    )
+
+
+def visual_llama_sizes(shapes: Shapes) -> VisualLlamaConfig:
+    return _visual_llama_sizes(shapes, llama_sizes(below("llm.", shapes)))
+
+
+def visual_llama_connector_sizes(shapes: Shapes) -> VisualLlamaConfig:
+    """Of a connector alone; an MLP does not tell how many vectors it makes: one."""
+    prefix = "image_project.prefix_const"
+    if prefix in shapes:
+        width = _shape(shapes, 2, prefix)[1]
+    else:
+        width = _shape(shapes, 2, "image_project.model.2.weight")[0]
+    language = dataclasses.replace(_llama_around(width), added_rows=0)
+    return _visual_llama_sizes(shapes, language)
+
+
 WithLora = tuple[Any, LoraConfig]
+
+
+def visual_llama_lora_sizes(shapes: Shapes) -> WithLora:
+    config = visual_llama_sizes(shapes)
+    return config, _lora(VisualLlama(config), visual_llama.FULL, shapes)
+
+
+def visual_llama_adapter_sizes(shapes: Shapes) -> WithLora:
+    """Sizes of the language model that do not show are 1."""
+    language, adapter = llama_adapter_sizes(below("llm.", shapes))
+    target = rf"language\.(?:{adapter.target})"
+    return _visual_llama_sizes(shapes, language), dataclasses.replace(adapter, target=target)
 
 
 def _lora_part(shapes: Shapes) -> Shapes:
@@ -551,6 +618,25 @@ KINDS = (
         lora.lora_rules(mplug_owl.full(1)),
         lambda made: with_lora(MplugOwl(made[0]), made[1]),
         mplug_owl_adapter_sizes,
+    ),
+    Kind("visual-llama without CLIP", visual_llama.FULL, VisualLlama, visual_llama_sizes),
+    Kind(
+        "visual-llama connector",
+        visual_llama.CONNECTOR,
+        VisualLlama,
+        visual_llama_connector_sizes,
+    ),
+    Kind(
+        "visual-llama without CLIP, with LoRA",
+        visual_llama.FULL + lora.lora_rules(visual_llama.FULL),
+        lambda made: with_lora(VisualLlama(made[0]), made[1]),
+        visual_llama_lora_sizes,
+    ),
+    Kind(
+        "visual-llama connector and LoRA",
+        visual_llama.CONNECTOR + lora.lora_rules(visual_llama.FULL),
+        lambda made: with_lora(VisualLlama(made[0]), made[1]),
+        visual_llama_adapter_sizes,
     ),
     Kind(
         "llama LoRA adapter",

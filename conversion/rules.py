@@ -25,7 +25,7 @@ class Rule:
       source: its key; ``{layer}`` stands for the layer's number. Several spellings: all are read,
         the first is written.
       path: our leaf; stacked over layers if the key names a layer. Several: the op's result is cut
-        along its first axis among them (vocabulary rows); those that the model does not have are
+        along axis ``cut`` among them (vocabulary rows); those that the model does not have are
         passed over.
       op: from the source's layout to ours.
       every: the source's layers 0, every, 2 * every, ... are our rows 0, 1, 2, ...
@@ -35,6 +35,7 @@ class Rule:
     path: str | tuple[str, ...]
     op: Op = IDENTITY
     every: int = 1
+    cut: int = 0
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -90,11 +91,25 @@ class Slot:
 @dataclasses.dataclass(frozen=True)
 class Binding:
     """A rule for one tensor of one model: the key's spellings, and the slots that it fills, in
-    order."""
+    order, side by side along axis ``cut``."""
 
     keys: tuple[str, ...]
     slots: tuple[Slot, ...]
     op: Op
+    cut: int = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the slots along the axis."""
+        return [slot.shape[self.cut] for slot in self.slots]
+
+    def shape(self, slots: tuple[Slot, ...] | None = None) -> Shape:
+        """Of the slots, or of some of them, together."""
+        first, *others = slots or self.slots
+        shape = list(first.shape)
+        for slot in others:
+            shape[self.cut] += slot.shape[self.cut]
+        return tuple(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +135,10 @@ class Table:
         keys, paths = _pattern(source_prefix).pattern, re.escape(path_prefix)
         return Table(
             rules=tuple(
-                Rule(
+                dataclasses.replace(
+                    rule,
                     source=tuple(source_prefix + key for key in rule.spellings),
                     path=tuple(path_prefix + path for path in rule.paths),
-                    op=rule.op,
-                    every=rule.every,
                 )
                 for rule in self.rules
             ),
@@ -137,8 +151,9 @@ class Table:
             ),
         )
 
-    def half(self, path_prefix: str, reason: str) -> "Table":
-        """What leads to paths that start so; all other keys are ignored, for this reason."""
+    def half(self, path_prefix: str | tuple[str, ...], reason: str) -> "Table":
+        """What leads to paths that start so (with any of several); all other keys are ignored, for
+        this reason."""
         rules = [all(path.startswith(path_prefix) for path in rule.paths) for rule in self.rules]
         others = (rule for rule, kept in zip(self.rules, rules, strict=True) if not kept)
         return dataclasses.replace(
@@ -198,13 +213,13 @@ def _bind(rule: Rule, shapes: Mapping[str, Shape]) -> Iterable[Binding]:
             Slot(path, None, tuple(shapes[path])) for path in rule.paths if path in shapes
         )
         if slots:
-            yield Binding(rule.spellings, slots, _op(rule, slots))
+            yield Binding(rule.spellings, slots, _op(rule, slots), rule.cut)
         return
     columns = [rows for path in rule.paths if (rows := _rows(path, shapes))]
     for row, slots in enumerate(zip(*columns, strict=True)):
         layer = str(row * rule.every)
         keys = tuple(key.replace(LAYER, layer) for key in rule.spellings)
-        yield Binding(keys, slots, _op(rule, slots))
+        yield Binding(keys, slots, _op(rule, slots), rule.cut)
 
 
 def _op(rule: Rule, slots: tuple[Slot, ...]) -> Op:

@@ -70,9 +70,9 @@ def import_checkpoint(
       system: llama | clip | blip-2 (one Hugging Face folder; blip-2 also: the files of EVA ViT
         and of BLIP-2 that LAVIS reads, with a variant), or lmeye (folders of a LLaMA and a CLIP
         and the ``net`` file of stage 1 or 2), or minigpt4 and cheetor (see
-        `conversion.assemble.pictures`), or lynx and mplug_owl (their own modules there); sources in
-        any order. Adapters and whole models that PEFT wrote may be among those of all that have a
-        language model.
+        `conversion.assemble.pictures`), or lynx, mplug_owl and visual_llama (their own modules
+        there); sources in any order. Adapters and whole models that PEFT wrote may be among those
+        of all that have a language model.
       variant: a published size, which the sources must have; None = whatever they have.
       dtype: of all leaves; None = as in the sources.
       upstream_embedding_img_bug: load as upstream's own loaders do (LMEye reference, Q6).
@@ -137,7 +137,9 @@ def _with_adapter(
     if not adapters:
         return made, None
     names = assembly.names(made.config) + _language_alone(made.config)
-    config, table, remarks = lora.attached(made.model, names, adapters[0], options.lora_alpha)
+    config, table, remarks = lora.attached(
+        made.model, names, adapters[0], options.lora_alpha, usual=assembly.lora_alpha
+    )
     part = table, dataclasses.replace(adapters[0], name="LoRA")
     notices = [*made.notices, *adapters[0].notices, *remarks]
     return dataclasses.replace(made, parts=[*made.parts, part], notices=notices), config
@@ -220,9 +222,10 @@ def export_checkpoint(
         and ``blip2.pth``; an EVA ViT: the former; MiniGPT-4 and Cheetor: ``{'model': ...}`` of what
         they train; Lynx: likewise, in ``pretrain_lynx.pt`` (stage 1) or ``finetune_lynx.pt``, and
         its tower in EVA's spelling; mPLUG-Owl: the state of the whole model, with LoRA as PEFT
-        wrapped it); ``peft`` = LoRA as an adapter for PEFT's ``from_pretrained``, in ``language``
-        for the language model alone; what else a run trained lies beside it in
-        ``trained.safetensors``, which `import_checkpoint` takes as a state.
+        wrapped it; Visual-LLaMA: the state, and of stage 2 besides ``adapter_model.bin``);
+        ``peft`` = LoRA as an adapter for PEFT's ``from_pretrained``, in ``language`` for the
+        language model alone; what else a run trained lies beside it in ``trained.safetensors``,
+        which `import_checkpoint` takes as a state.
       module_prefix: keys as DistributedDataParallel writes them (``original`` only).
       drop_added_rows: leave out rows of added tokens even if they are not zero. Neither format has
         a place for them.
@@ -241,7 +244,10 @@ def export_checkpoint(
     model, adapter = split_lora(source.config["model"])
     config = config_from_dict(assembly.config, model)
     params = _leaves(source)
+    language = getattr(config, "language", config)
     for path in [path for path in params if path.endswith(ADDED)]:
+        if getattr(language, "added_logits", False) and not drop_added_rows:
+            continue  # words of the language model like others
         if not drop_added_rows and np.asarray(params[path]).any():
             raise ConversionError(
                 source.name,
@@ -260,7 +266,7 @@ def export_checkpoint(
     if format != "peft":
         kinds = assembly.original(config, stage) if format == "original" else {}
         kinds = (kinds or assembly.folders(config)).values()
-        if adapter is not None and not any(getattr(kind, "wrapped", False) for kind in kinds):
+        if adapter is not None and not any(getattr(kind, "wrapped", None) for kind in kinds):
             raise ConversionError(
                 source.name,
                 [
@@ -288,8 +294,8 @@ def export_checkpoint(
                 entries |= {
                     key: Entry(x.shape, x.dtype, lambda x=x: x) for key, x in file.buffers.items()
                 }
-                if file.wrapped and adapter is not None:
-                    entries = lora.wrapped(entries)
+                if file.wrapped is not None and adapter is not None:
+                    entries = file.wrapped(entries)
                 write_pth(temporary / name, entries, **kept)
         else:
             for name, folder in assembly.folders(config).items():
@@ -333,6 +339,9 @@ def _write_peft(
         values = lora.peft_config(entries, adapter, task)
         (path / name / lora.CONFIG).write_text(json.dumps(values, indent=2) + "\n")
     others = {path: params[path] for path in source.config.get("trained", ()) if path not in low}
+    for added in [name for name in others if name.endswith(ADDED)]:
+        words = f"{added.removesuffix('added')}table"  # one tensor with these for others
+        others[words] = params[words]
     if others:
         write_shard(path / "trained.safetensors", exported(table, others, dtype=dtype))
 

@@ -20,6 +20,7 @@ from conversion.huggingface import NETWORKS, config_from_hf, network_of
 from conversion.io import Source, SourceError, read
 from conversion.rules import Table, same_paths
 from conversion.store import is_imported, read_imported
+from conversion.tables.clip import PICTURES
 from conversion.tables.llama import EXTRAS
 from mmjax.nn.int8 import is_scale
 from mmjax.nn.lora import is_lora
@@ -157,6 +158,9 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
         source = _below(prefix, source) if name in SYSTEMS else source.under(prefix)
         return same_paths(source.entries, shapes), source
     network, extras = NETWORKS[name], EXTRAS if name == "llama" else Table()
+    table = network.table
+    if name == "clip" and not any(path.startswith(f"{prefix}text.") for path in below):
+        table = PICTURES
     if _has(network.config, part):
         if not is_ours:
             table = network.table.half(f"{part}.", f"no part of its {part}")
@@ -164,9 +168,12 @@ def _weights(folder: Path, module: str, below: Mapping[str, ParamSpec]) -> tuple
         source = _below(prefix, source.under(above))
         return same_paths(source.entries, shapes), source
     if not is_ours:
-        return (network.table + extras).under(path_prefix=prefix), source
-    init = (network.table + extras).under(path_prefix=prefix).init
+        return (table + extras).under(path_prefix=prefix), source
+    if table is PICTURES:
+        entries = {path: entry for path, entry in source.entries.items() if table.fills(path)}
+        source = dataclasses.replace(source, entries=entries)
     source = source.under(prefix)
+    init = (table + extras).under(path_prefix=prefix).init
     return same_paths(source.entries, shapes) + Table(init=init), source
 
 

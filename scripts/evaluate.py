@@ -14,6 +14,10 @@ python scripts/evaluate.py gavie --evaluation_set evaluation_set.json \\
 
 The judge may be recorded?path=FILE or rules, too (mmjax/evaluate/judge.py); the same command goes
 on after a stop and asks nothing twice. Its exit code is 1 if nothing could be judged.
+
+Or scores captions (BLEU, ROUGE-L, CIDEr-D) that scripts/generate.py --jsonl has written:
+
+python scripts/evaluate.py captions --answers captions.jsonl --references captions_val2014.json
 """
 
 import sys
@@ -24,6 +28,7 @@ from absl import flags
 
 from mmjax import command
 from mmjax.data.sources.mixture import named
+from mmjax.evaluate.captions import captions_from_flags, define_captions
 from mmjax.evaluate.gavie_flags import define_gavie, gavie_from_flags
 from mmjax.generate.flags import decoding, define_decoding
 from mmjax.parallel.distributed import initialize
@@ -39,6 +44,7 @@ WITHOUT_PICTURE = flags.DEFINE_bool(
 )
 define_decoding()
 define_gavie()
+define_captions()
 
 
 def main(argv: list[str]) -> None:
@@ -46,8 +52,12 @@ def main(argv: list[str]) -> None:
         summary = gavie_from_flags()
         print(summary)
         sys.exit(0 if isinstance(summary, str) or summary.counts["judged"] else 1)
+    if argv[1:] == ["captions"]:
+        print(captions_from_flags())
+        return
     if argv[1:] or RUN.value is None:
-        raise ValueError(f"say what to do: --run=DIR, or gavie; got {argv[1:] or 'neither'}")
+        given = argv[1:] or "none"
+        raise ValueError(f"say what to do: --run=DIR, gavie, or captions; got {given}")
     initialize()
     workdir = Path(RUN.value)
     run, stage = load_run(workdir, STAGE.value)

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from conversion.engine import ConversionError
-from conversion.io import Source
+from conversion.io import Entry, Source
 from conversion.ops import Shape
 from conversion.rules import Ignore, Table
 from mmjax.data.templates import Template
@@ -63,14 +63,14 @@ class TorchFile:
     Attributes:
       paths: regex of the parameters that are in it.
       container: the key that they are below, or None.
-      wrapped: whether it is a whole model that PEFT wrapped, where there is LoRA.
+      wrapped: what PEFT makes of its tensors, where there is LoRA, which it has a place for then.
       buffers: tensors of it that are no parameters.
     """
 
     paths: str
     table: Table
     container: str | None
-    wrapped: bool = False
+    wrapped: Callable[[Mapping[str, Entry]], dict[str, Entry]] | None = None
     buffers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -93,6 +93,7 @@ class Assembly:
       original: (config, stage) -> name -> file; None where the originals' format is transformers'.
       folders: config -> name -> folder.
       names: config -> what the originals call all tensors; None where LoRA is not known.
+      lora_alpha: the originals', where no file tells.
     """
 
     config: type
@@ -100,6 +101,7 @@ class Assembly:
     original: Callable[[Any, int], Mapping[str, TorchFile]] | None
     folders: Callable[[Any], Mapping[str, Folder]]
     names: Callable[[Any], Table] | None = None
+    lora_alpha: float = 32.0
 
 
 def tokenizer_of(source: Source) -> Path:

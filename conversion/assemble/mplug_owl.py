@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from conversion import lora
 from conversion.assemble import (
     SIZES,
     Assembled,
@@ -215,7 +216,7 @@ def _original(config: MplugOwlConfig, stage: int) -> dict[str, TorchFile]:
     name = "language_model.model.layers.{}.self_attn.rotary_emb.inv_freq"
     buffers = {name.format(layer): frequency for layer in range(language.num_layers)}
     table = mplug_owl.full(config.vision.num_heads)
-    file = TorchFile(r".*", table, container=None, wrapped=True, buffers=buffers)
+    file = TorchFile(r".*", table, container=None, wrapped=lora.wrapped, buffers=buffers)
     return {"pytorch_model.bin": file}
 
 

@@ -6,6 +6,7 @@ from conversion.assemble.lynx import LYNX
 from conversion.assemble.mplug_owl import MPLUG_OWL
 from conversion.assemble.networks import BLIP2, CLIP, EVA_VIT, LLAMA
 from conversion.assemble.pictures import CHEETOR, MINIGPT4
+from conversion.assemble.visual_llama import VISUAL_LLAMA
 
 ASSEMBLIES: dict[str, Assembly] = {
     "lmeye": LMEYE,
@@ -13,6 +14,7 @@ ASSEMBLIES: dict[str, Assembly] = {
     "cheetor": CHEETOR,
     "lynx": LYNX,
     "mplug_owl": MPLUG_OWL,
+    "visual_llama": VISUAL_LLAMA,
     "llama": LLAMA,
     "clip": CLIP,
     "blip-2": BLIP2,

@@ -1,5 +1,5 @@
 """CLIP as transformers' `CLIPModel` names it. `VISION` is its picture half, which some systems
-publish alone."""
+publish alone; `PICTURES` takes that out of a whole one."""
 
 from conversion.ops import Conv
 from conversion.rules import Ignore, Rule, Table
@@ -54,3 +54,5 @@ CLIP = (
         )
     )
 )
+
+PICTURES = CLIP.half(("vision.", "visual_projection."), "the text half")

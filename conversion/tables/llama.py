@@ -22,7 +22,7 @@ LLAMA = Table(
         Rule(f"{_LAYER}.mlp.up_proj.weight", "layers.mlp.up.kernel", Transpose()),
         Rule(f"{_LAYER}.mlp.down_proj.weight", "layers.mlp.down.kernel", Transpose()),
         Rule("model.norm.weight", "norm.scale"),
-        Rule("lm_head.weight", "head.kernel", Transpose()),
+        Rule("lm_head.weight", ("head.kernel", "head_added.kernel"), Transpose(), cut=1),
     ),
     ignore=(
         Ignore(
@@ -34,10 +34,10 @@ LLAMA = Table(
     init=(
         Init(
             r"embedding\.added",
-            "rows of tokens that the system adds: the originals draw them at random and do not "
-            "save them (LMEye reference, Q4), zeros here",
-            zeros=True,
+            "rows of tokens that the system adds: it says how they start (LMEye's at zero, though "
+            "the original draws them at random and does not save them, Q4 of its reference)",
         ),
+        Init(r"head_added\.kernel", "what these tokens are predicted by: drawn at random"),
     ),
     ties=(Tie("lm_head.weight", equals="model.embed_tokens.weight"),),
 )

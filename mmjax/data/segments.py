@@ -15,7 +15,8 @@ class Segment:
     Attributes:
       ids: token ids; exactly one for a slot.
       is_target: whether these tokens are to be predicted.
-      slot: (slot table, row) whose embedding belongs at this position, or None for text.
+      slot: (slot table, row) whose embedding belongs at this position, or None for text. What a
+        slot is to be predicted as (upstream Visual-LLaMA does that) is its id.
       weight: of each of these tokens in the loss, if they are targets.
     """
 
@@ -25,8 +26,8 @@ class Segment:
     weight: float = 1.0
 
     def __post_init__(self):
-        if self.slot is not None and (len(self.ids) != 1 or self.is_target):
-            raise ValueError(f"slot {self.slot} must be one token that is no target, got {self}")
+        if self.slot is not None and len(self.ids) != 1:
+            raise ValueError(f"slot {self.slot} must be one token, got {self}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,13 @@ alone with special tokens off. A template is plain data, so it travels inside a 
     `PicturePrompt`     MiniGPT-4, LRV V1, Cheetor              target
     `LynxPrompt`        Lynx                                    target
     `OwlPrompt`         mPLUG-Owl, LRV V2                       target
+    `VisualLlamaPrompt` Visual-LLaMA                            target
     `PlainText`         language-model foundation               target
     `CaptionPair`       CLIP foundation                         request, target (two texts)
 
 Prompts and layouts: LMEye reference, section 3; MiniGPT-4 reference, sections 5 and 9; Cheetor
-reference, sections 4 and 7; Lynx reference, section 1.5; mPLUG-Owl reference, sections 2 and 3.
+reference, sections 4 and 7; Lynx reference, section 1.5; mPLUG-Owl reference, sections 2 and 3;
+Visual-LLaMA reference, sections 1.5 and 4.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from mmjax.data.example import BadSample, Example, Media, Text
 from mmjax.data.owl_prompt import OwlPrompt
 from mmjax.data.segments import Encoded, Segment, Template, exchanges, is_silent
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.visual_llama_prompt import VisualLlamaPrompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,6 +475,7 @@ _REGISTRY = {
     "picture-prompt": PicturePrompt,
     "lynx-prompt": LynxPrompt,
     "owl-prompt": OwlPrompt,
+    "visual-llama-prompt": VisualLlamaPrompt,
     "plain-text": PlainText,
     "caption-pair": CaptionPair,
 }

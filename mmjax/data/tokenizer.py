@@ -77,8 +77,9 @@ class Tokenizer:
             )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``, special tokens left out."""
-        ids = [int(token) for token in ids]
+        """The text of ``ids``; special tokens, and words that a system added, which have no
+        spelling here, left out."""
+        ids = [int(token) for token in ids if token < self.vocab_size]
         if self._backend is not None:
             return self._backend.decode(ids, skip_special_tokens=True)
         with self._lock:
@@ -88,6 +89,8 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str:
         """One token as the vocabulary spells it, for people to read."""
+        if token_id >= self.vocab_size:
+            return f"<{token_id}>"
         with self._lock:
             token = self._tokenizer.convert_ids_to_tokens(int(token_id))
         return f"<{token_id}>" if token is None else token

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from mmjax.evaluate.runner import Prediction
 
 _IN = ": "  # between the part of a mixture and the kind
+_WORD = r"\w+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Accuracy:
 
 
 def is_right(prediction: Prediction) -> bool:
-    """The answer is the reference answer, but for case and surrounding blanks."""
+    """The answer is the reference answer, but for case and surrounding blanks; or has the words
+    in it that the record says it must (``info["contains"]``)."""
+    if (words := prediction.example.info.get("contains")) is not None:
+        return f" {words.lower()} " in f" {' '.join(re.findall(_WORD, prediction.answer.lower()))} "
     return prediction.answer.strip().lower() == prediction.example.info["answer"].strip().lower()
 
 

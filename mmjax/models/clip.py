@@ -189,25 +189,31 @@ class ClipText(nnx.Module):
         return self.norm(x)
 
 
-class Clip(nnx.Module):
-    def __init__(self, config: ClipConfig):
-        self.vision = ClipVision(config.vision)
-        self.text = ClipText(config.text)
-        project = dict(out_dim=config.projection_dim)
+class ClipPictures(nnx.Module):
+    """The half of a CLIP that sees."""
+
+    def __init__(self, vision: ClipVisionConfig, projection_dim: int):
+        self.vision = ClipVision(vision)
         self.visual_projection = Dense(
-            config.vision.embed_dim, axes=("vit_embed", "projection"), **project
+            vision.embed_dim, projection_dim, axes=("vit_embed", "projection")
         )
+
+    def image_features(self, frames: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """uint8[b H W 3] -> projected class token [b c], not normalised."""
+        return self.visual_projection(self.vision(normalise(frames, dtype))[1])
+
+
+class Clip(ClipPictures):
+    def __init__(self, config: ClipConfig):
+        super().__init__(config.vision, config.projection_dim)
+        self.text = ClipText(config.text)
         self.text_projection = Dense(
-            config.text.embed_dim, axes=("clip_embed", "projection"), **project
+            config.text.embed_dim, config.projection_dim, axes=("clip_embed", "projection")
         )
         self.logit_scale = param(
             (), (), lambda key, shape, dtype: jnp.full(shape, jnp.log(1 / 0.07), dtype)
         )
         self.config = config
-
-    def image_features(self, frames: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """uint8[b H W 3] -> projected class token [b c], not normalised."""
-        return self.visual_projection(self.vision(normalise(frames, dtype))[1])
 
     def text_features(
         self, tokens: jax.Array, segments: jax.Array | None, dtype: jnp.dtype

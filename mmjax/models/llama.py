@@ -19,7 +19,7 @@ from mmjax.nn.cache import Cache, KeyValues
 from mmjax.nn.dense import Dense, Embedding
 from mmjax.nn.mlp import GatedMLP
 from mmjax.nn.norm import RMSNorm
-from mmjax.nn.param import normal
+from mmjax.nn.param import normal, zeros
 from mmjax.nn.stack import run, stack
 from mmjax.parallel.sharding import constrain_rows
 
@@ -33,7 +33,8 @@ class LlamaConfig:
       head_dim: None = ``embed_dim // num_heads``.
       tied_head: whether the output layer is the input embedding.
       max_positions: how many tokens a text may have; longer ones were never seen in training.
-      added_rows: vocabulary rows that a system adds after ``vocab_size``; they have no logits.
+      added_rows: vocabulary rows that a system adds after ``vocab_size``.
+      added_logits: whether they have logits, and start as the others do, not at zero.
       adapter_every: layers 0, adapter_every, 2 * adapter_every, ... end with an adapter; 0 = none.
       adapter_dim: its inner width.
       cross_every: so many layers apart, beginning with the first, cross-attention to states of the
@@ -56,6 +57,7 @@ class LlamaConfig:
     max_positions: int = 2048
     tied_head: bool = False
     added_rows: int = 0
+    added_logits: bool = False
     adapter_every: int = 0
     adapter_dim: int = 0
     cross_every: int = 0
@@ -74,6 +76,11 @@ class LlamaConfig:
             problems.append(
                 f"adapter_every is {self.adapter_every} and cross_every {self.cross_every}: a stack"
                 " has one kind of extra; make one of them 0"
+            )
+        if self.added_logits and (self.tied_head or not self.added_rows):
+            problems.append(
+                f"added_logits with added_rows {self.added_rows} and tied_head {self.tied_head}: "
+                "there must be rows, and a head of its own"
             )
         if bool(self.adapter_every) != bool(self.adapter_dim):
             problems.append(
@@ -149,7 +156,10 @@ def _cross_attention(config: LlamaConfig) -> GatedCrossAttention:
 class Llama(nnx.Module):
     def __init__(self, config: LlamaConfig):
         d, v, init = config.embed_dim, config.vocab_size, normal(config.init_std)
-        self.embedding = Embedding(v, d, added_rows=config.added_rows, init=init)
+        added = dict(added_rows=config.added_rows, added_init=zeros)
+        if config.added_logits:
+            added["added_init"] = init
+        self.embedding = Embedding(v, d, init=init, **added)
         self.layers = stack(Block(config), config.num_layers, config.splits)
         count = -(-config.num_layers // config.extra_every) if config.extra_every else 0
         adapter = Adapter(config.embed_dim, config.adapter_dim)
@@ -158,6 +168,8 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(config.embed_dim, eps=config.norm_eps)
         tied = config.tied_head
         self.head = None if tied else Dense(d, v, axes=("embed", "vocab"), init=init)
+        more = Dense(d, config.added_rows, axes=("embed", None), init=init)
+        self.head_added = more if config.added_logits else None
         self.config = config
 
     def embed(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:  # i32[b t] -> [b t d]
@@ -296,4 +308,6 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [b t d] -> f32[b t v]
         out = self.embedding.attend(hidden) if self.head is None else self.head(hidden)
+        if self.head_added is not None:
+            out = jnp.concatenate([out, self.head_added(hidden)], axis=-1)
         return out.astype(jnp.float32)

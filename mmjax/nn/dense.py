@@ -60,11 +60,13 @@ class Embedding(nnx.Module):
         embed_dim: int,
         *,
         added_rows: int = 0,
+        added_init: Initializer = zeros,
         axis: str = "embed",
         init: Initializer | None = None,
     ):
         self.table = param((vocab_size, embed_dim), ("vocab", axis), init or normal())
-        self.added = param((added_rows, embed_dim), (None, axis), zeros) if added_rows else None
+        added = param((added_rows, embed_dim), (None, axis), added_init)
+        self.added = added if added_rows else None
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:  # i32[b t] -> [b t d]
         table = constrain_table(self.table[...])

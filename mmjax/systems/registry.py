@@ -11,6 +11,7 @@ from mmjax.systems.lynx import Lynx
 from mmjax.systems.minigpt4 import MiniGPT4
 from mmjax.systems.mplug_owl import MplugOwl
 from mmjax.systems.system import System, config_from_dict
+from mmjax.systems.visual_llama import VisualLlama
 
 SYSTEMS: dict[str, type[System]] = {
     "lmeye": LMEye,
@@ -18,6 +19,7 @@ SYSTEMS: dict[str, type[System]] = {
     "cheetor": Cheetor,
     "lynx": Lynx,
     "mplug_owl": MplugOwl,
+    "visual_llama": VisualLlama,
     "language_model": LanguageModel,
     "clip": Contrastive,
     "blip-2-pretraining": Blip2Pretraining,

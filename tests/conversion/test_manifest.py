@@ -50,6 +50,15 @@ KNOWN = {
         "mplug-owl whole model with LoRA: 850 of 882 tensors read, 32 ignored by name, "
         "7,127,263,232 parameters"
     ),
+    "visual_llama_stage1": (
+        "visual-llama without CLIP: 295 of 327 tensors read, 32 ignored by name, 7,593,082,880"
+    ),
+    "visual_llama_transformer_connector": (
+        "visual-llama connector: 99 of 99 tensors read, 1,105,543,168 parameters"
+    ),
+    "visual_llama_stage2_adapter_model": (
+        "visual-llama connector and LoRA: 132 of 132 tensors read, 858,845,184 parameters"
+    ),
     "cheetor_vicuna7b_full": (
         "cheetor whole model: 1066 of 1354 tensors read, 34 ignored by name, 254 second copies, "
         "7,838,945,920 parameters"

@@ -16,6 +16,8 @@ def test_word_tokenizer_ids_and_vocabulary(tmp_path):
     ]  # fmt: skip
     assert tokenizer.encode("A\n b,zebra") == [4, 5, 7, 3]
     assert tokenizer.decode([1, 4, 5, 2, 0]) == "a b"
+    assert tokenizer.decode([4, tokenizer.vocab_size, 5]) == "a b", "a word of the system has none"
+    assert tokenizer.token(tokenizer.vocab_size) == f"<{tokenizer.vocab_size}>"
 
 
 def test_word_tokenizer_files_depend_on_the_texts_only(tmp_path):

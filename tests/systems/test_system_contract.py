@@ -36,6 +36,7 @@ from mmjax.systems.minigpt4 import MiniGPT4Config
 from mmjax.systems.mplug_owl import MplugOwlConfig
 from mmjax.systems.registry import SYSTEMS, make_system
 from mmjax.systems.system import System, config_to_dict
+from mmjax.systems.visual_llama import ConnectorConfig, VisualLlamaConfig
 from mmjax.train.optim import OptimizerConfig
 from mmjax.train.step import jit_step, make_step
 
@@ -89,6 +90,12 @@ OWL = MplugOwlConfig(
         embed_dim=8, out_dim=16, mlp_dim=12, num_queries=3, num_layers=2, num_heads=2, dropout=0.1
     ),
 )
+VISUAL_LLAMA = VisualLlamaConfig(
+    tiny.llama_config(added_rows=3, added_logits=True),
+    tiny.clip_config().vision,
+    projection_dim=10,
+    connector=ConnectorConfig(num_tokens=3),
+)
 LMEYE = tiny.lmeye_config()
 LMEYE_FILES = ("original/checkpoint.pth", "hf/language", "hf/clip")
 BLIP2_FILES = ("original/checkpoint.pth", "hf/blip-2", "hf/language")
@@ -132,6 +139,14 @@ CASES = {
         frame_size=8,
         frozen=r"vision\..*|language\..*",
         files=("hf",),
+    ),
+    "visual_llama": Case(
+        VISUAL_LLAMA,
+        tiny.picture_rows,
+        Lengths(target=18),
+        frame_size=8,
+        frozen=r"clip\..*|language\.(?!embedding\.added).*",
+        files=("original/out.pt", "hf/language", "hf/clip"),
     ),
     "language_model": Case(
         LanguageModelConfig(tiny.llama_config()),

@@ -16,6 +16,9 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     easy-vqa-clips-text    documents for the tiny language model that reads clips and pictures
     easy-vqa-differences   pairs of pictures that differ in one thing, with a sentence that says it
     easy-vqa-lrv           positive and negative instructions (negatives=0.5 is the share of these)
+    easy-vqa-told          questions with the picture told in words
+    easy-vqa-captions      pictures to describe
+    easy-vqa-instructions  questions to pictures, captions, and told questions
     jsonl:PATH             your own data, see `mmjax.data.sources.jsonl`
     llava:PATH             LLaVA's conversations, see `mmjax.data.sources.llava`
     lmeye:FOLDER           LMEye's questions with pictures in zip archives, and
@@ -23,6 +26,10 @@ read), ``source.kinds[i] -> str`` for sampling, and ``source.name`` for messages
     open-vqa:PATH          Open-VQA's questions, see `mmjax.data.sources.open_vqa`
     demon:PATH             instructions with several pictures, see `mmjax.data.sources.demon`
     lrv:PATH               LRV-Instruction's, positive and negative, see `mmjax.data.sources.lrv`
+    coco-captions:PATH     COCO's captions, and
+    vqav2:PATH             questions about its pictures; see `mmjax.data.sources.coco`
+    tar:PATTERN            pictures and captions in tar files (webdataset), see
+                           `mmjax.data.sources.tar_shards`
     tfds:NAME              a prepared tensorflow-datasets data set, see `mmjax.data.sources.tfds`
 
 Options follow the name: ``llava:chat.json?turns=first&image_root=/data/coco``. All sources have
@@ -37,6 +44,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mmjax.data.example import Example
+from mmjax.data.sources.coco import CocoCaptions, VqaV2
 from mmjax.data.sources.demon import Demon
 from mmjax.data.sources.easy_vqa import EasyVQA
 from mmjax.data.sources.easy_vqa_clips import EasyVQAClips
@@ -46,6 +54,7 @@ from mmjax.data.sources.easy_vqa_lrv import EasyVQALRV
 from mmjax.data.sources.easy_vqa_multi import EasyVQAMulti
 from mmjax.data.sources.easy_vqa_multi_text import EasyVQAMultiText
 from mmjax.data.sources.easy_vqa_text import EasyVQAPairs, EasyVQAText
+from mmjax.data.sources.easy_vqa_told import EasyVQACaptions, EasyVQAInstructions, EasyVQATold
 from mmjax.data.sources.jsonl import Jsonl
 from mmjax.data.sources.llava import Llava
 from mmjax.data.sources.lmeye import LMEyeById, LMEyeChunks
@@ -54,6 +63,7 @@ from mmjax.data.sources.mixture import Mixture, part_problem
 from mmjax.data.sources.open_vqa import OpenVQA
 from mmjax.data.sources.prompted import OPTIONS as PROMPT_OPTIONS
 from mmjax.data.sources.prompted import Prompted
+from mmjax.data.sources.tar_shards import TarShards
 from mmjax.data.sources.tfds import Tfds
 
 
@@ -77,6 +87,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "easy-vqa-clips-text": EasyVQAClipsText,
     "easy-vqa-differences": EasyVQADifferences,
     "easy-vqa-lrv": EasyVQALRV,
+    "easy-vqa-told": EasyVQATold,
+    "easy-vqa-captions": EasyVQACaptions,
+    "easy-vqa-instructions": EasyVQAInstructions,
 }
 # what stands before the colon -> source of (path, options); ``{split}`` in the path is replaced
 FILES: dict[str, Callable[..., Source]] = {
@@ -87,6 +100,9 @@ FILES: dict[str, Callable[..., Source]] = {
     "demon": Demon,
     "open-vqa": OpenVQA,
     "lrv": Lrv,
+    "coco-captions": CocoCaptions,
+    "vqav2": VqaV2,
+    "tar": TarShards,
 }
 
 
