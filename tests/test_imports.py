@@ -28,6 +28,13 @@ ALLOWED = {
     "mmjax.evaluate": ["mmjax.generate", *SYSTEMS],
     "mmjax.train": ["mmjax.evaluate", "mmjax.generate", "conversion.weights", *SYSTEMS],
     "conversion.parity": ["conversion", "mmjax.generate", "mmjax.evaluate", *SYSTEMS],
+    # one recording has a step of training
+    "conversion.recordings.visual_llama": [
+        "mmjax.train.optim",
+        "conversion",
+        "mmjax.generate",
+        *SYSTEMS,
+    ],
     "conversion.recordings": ["conversion", "mmjax.generate", "mmjax.evaluate", *SYSTEMS],
     "conversion.runs": ["conversion", "mmjax.train.origin", *SYSTEMS],
     "conversion": SYSTEMS,
