@@ -15,6 +15,7 @@ import jax
 from absl import flags
 
 from mmjax import command
+from mmjax.data.sources.mixture import named
 from mmjax.evaluate.captions import captions_from_flags, define_captions
 from mmjax.generate.flags import decoding, define_decoding
 from mmjax.parallel.distributed import initialize
@@ -52,9 +53,8 @@ def main(argv: list[str]) -> None:
             without_picture=WITHOUT_PICTURE.value,
             decoding=decoding(base=greedy(section)),
         )
-    print(
-        f"{workdir} after stage {stage}, {section['data']['source']} {section['data']['split']}\n"
-    )
+    data = section["data"]
+    print(f"{workdir} after stage {stage}, {named(data['source'])} {data['split']}\n")
     print(accuracy_table(accuracy.kinds))
 
 
