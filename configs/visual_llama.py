@@ -36,7 +36,7 @@ WORD_ROWS = r"language\.embedding\.added"
 ALIGN = ((rf"connector\..*|{WORD_ROWS}", "train", 1.0), (".*", "freeze", 1.0))
 # The rows of [quest] and [ans], which upstream leaves as they were drawn, train with LoRA.
 INSTRUCT = ((rf".*\.lora_[ab]|{WORD_ROWS}", "train", 1.0), (".*", "freeze", 1.0))
-# On what the tiny language model has met in its pretraining LoRA alone has little to hold on to.
+# Upstream's second stage leaves the connector as it is; the tiny one has seen captions alone.
 INSTRUCT_TINY = ((rf".*\.lora_[ab]|{WORD_ROWS}|connector\..*", "train", 1.0), INSTRUCT[1])
 QUERIES_AND_VALUES = dict(target=r"language\.layers\.attention\.(q|v)", rank=8, alpha=16.0)
 # Of the questions; natural sampling would show mostly what the wording already gives away.
@@ -129,7 +129,7 @@ def _tiny(config: ConfigDict, template: dict, *, told: bool) -> None:
     weights = share | {kind: rest * weight for kind, weight in BALANCED.items()}
     mixed = dict(source="easy-vqa-instructions", split="train", weights=weights)
     config.instruct = dict(
-        steps=1000,
+        steps=500,
         data=data | mixed | dict(options=dict(told=int(told))),
         train=INSTRUCT_TINY,
         optimizer=dict(learning_rate=3e-3, **cosine),

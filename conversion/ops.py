@@ -146,7 +146,8 @@ class GrownRows:
     rows: int | None = None  # None = the source's
 
     def fitted(self, shapes: Sequence[Shape]) -> "GrownRows":
-        return dataclasses.replace(self, rows=shapes[0][self.axis ^ self.transposed])
+        rows = sum(shape[self.axis ^ self.transposed] for shape in shapes)
+        return dataclasses.replace(self, rows=rows)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         if more := self._more(x.shape):

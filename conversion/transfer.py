@@ -133,7 +133,8 @@ def _with_adapter(
         raise SourceError(f"{adapters[0].name}: holds LoRA, which is not read for {system}")
     if options.lora_alpha is not None and not adapters:
         raise SourceError("a lora_alpha was given, but none of the sources holds LoRA")
-    made = assembly.assemble([base for base, _ in divided if base is not None], options)
+    found = dataclasses.replace(options, has_lora=bool(adapters))
+    made = assembly.assemble([base for base, _ in divided if base is not None], found)
     if not adapters:
         return made, None
     names = assembly.names(made.config) + _language_alone(made.config)

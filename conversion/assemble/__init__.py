@@ -27,11 +27,13 @@ class Options:
       variant: a published size, which the sources must have; None = whatever they have.
       upstream_embedding_img_bug: load as LMEye's own loaders do (LMEye reference, Q6).
       lora_alpha: of LoRA, in place of what its files say.
+      has_lora: whether there is any among the sources (found, not asked for).
     """
 
     variant: str | None = None
     upstream_embedding_img_bug: bool = False
     lora_alpha: float | None = None
+    has_lora: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

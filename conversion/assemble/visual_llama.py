@@ -8,13 +8,14 @@ Sources, in any order:
     stage 2    ``adapter_model.bin``, the connector and LoRA in one of three spellings
     model      an imported Visual-LLaMA, in place of language and clip
 
-How many words were added shows in the state's rows; where none has them, all four are, drawn at
-random as the original does.
+How many words were added shows in the state's rows. Stage 2 needs all four: so with LoRA among the
+sources, or with a variant, the rows of two more are the mean of the others (the original draws them
+at random and neither trains nor saves them). Without a state that has words all four are drawn.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from conversion.assemble.pictures import is_imported
 from conversion.engine import ConversionError
 from conversion.huggingface import NETWORKS, network_of
 from conversion.io import Source, SourceError
-from conversion.ops import Shape
+from conversion.ops import GrownRows, Op, Shape
 from conversion.recognise import UnknownSizes, connector_sizes
 from conversion.rules import Table, same_paths
 from conversion.tables import visual_llama
@@ -49,6 +50,11 @@ from mmjax.systems.system import config_from_dict
 from mmjax.systems.visual_llama import WORDS, VisualLlama, VisualLlamaConfig
 
 _WORDS = "llm.model.embed_tokens.weight"
+_WORD_RULES = {_WORDS: GrownRows(), "llm.lm_head.weight": GrownRows(transposed=True)}
+_ADDED = {
+    "language.embedding.added": GrownRows(),
+    "language.head_added.kernel": GrownRows(axis=1),
+}
 _HALF = "clip_vision_model"
 _ALPHA = 16.0  # of the published script
 
@@ -56,7 +62,7 @@ _ALPHA = 16.0  # of the published script
 def _assemble(opened: Sequence[Source], options: Options) -> Assembled:
     roles, states = _roles(opened)
     named = None if options.variant is None else VisualLlamaConfig.named(options.variant)
-    config = _config(roles, states, named)
+    config = _config(roles, states, named, has_lora=options.has_lora)
     system = VisualLlama(config)
     shapes = {path: spec.shape for path, spec in specs(system).items()}
     tables = {
@@ -67,9 +73,9 @@ def _assemble(opened: Sequence[Source], options: Options) -> Assembled:
     for source in (*states, *roles.values()):
         role = next((role for role, other in roles.items() if other is source), None)
         if role == "model":
-            table = same_paths(source.entries, shapes)
+            table = _grown(same_paths(source.entries, shapes), _ADDED)
         else:
-            table = visual_llama.FULL if role is None else tables[role]
+            table = _grown(visual_llama.FULL, _WORD_RULES) if role is None else tables[role]
             source = dataclasses.replace(source, name=role or source.name)
         for state in parts:
             table += left_to(state, (table, source), shapes)
@@ -139,8 +145,21 @@ def _sees_only(source: Source | None) -> bool:
     return config is not None and config.get("model_type") == _HALF
 
 
+def _grown(table: Table, grown: Mapping[str, Op]) -> Table:
+    """``table`` with these ops for the sources' keys."""
+    rules = (
+        dataclasses.replace(rule, op=op) if (op := grown.get(rule.spellings[0])) else rule
+        for rule in table.rules
+    )
+    return dataclasses.replace(table, rules=tuple(rules))
+
+
 def _config(
-    roles: dict[str, Source], states: Sequence[Source], named: VisualLlamaConfig | None
+    roles: dict[str, Source],
+    states: Sequence[Source],
+    named: VisualLlamaConfig | None,
+    *,
+    has_lora: bool,
 ) -> VisualLlamaConfig:
     """The sources' own sizes; how to compute comes from the named variant."""
     if (model := roles.get("model")) is not None:
@@ -169,6 +188,9 @@ def _config(
         if connector.kind == "transformer":  # the original's, which does not show
             connector = dataclasses.replace(connector, num_heads=8)
         config = VisualLlamaConfig(language, clip.vision, clip.projection_dim, connector)
+    if named is not None or has_lora:
+        language = dataclasses.replace(config.language, added_rows=len(WORDS))
+        config = dataclasses.replace(config, language=language)
     if named is None:
         return config
     parts = ("language", "vision")

@@ -111,10 +111,19 @@ def test_stage_2_in_three_spellings(files, capsys):
         assert other.keys() == params.keys()
         for path, x in params.items():
             np.testing.assert_array_equal(other[path], x, err_msg=path)
+    capsys.readouterr()
     _, both = imported(files, "out0.pt", "late", "llama", "clip", out="both")
+    assert "2 more than 342 rows: each the mean of these" in capsys.readouterr().out
     np.testing.assert_array_equal(both["connector.out.bias"], params["connector.out.bias"])
-    words = STATE["llm.model.embed_tokens.weight"]
-    np.testing.assert_array_equal(both["language.embedding.added"], words[340:])
+    for key, path in (("model.embed_tokens", "embedding.added"), ("lm_head", "head_added.kernel")):
+        words, rows = STATE[f"llm.{key}.weight"], both[f"language.{path}"]
+        rows = rows.T if path.endswith("kernel") else rows
+        np.testing.assert_array_equal(rows[:2], words[340:])
+        np.testing.assert_allclose(rows[2:], np.stack([words.mean(axis=0)] * 2), atol=1e-6)
+    imported(files, "out0.pt", "llama", "clip", out="stage_1")
+    _, later = imported(files, "stage_1", "late", out="later")
+    assert later["language.head_added.kernel"].shape == (32, 4)
+    np.testing.assert_array_equal(later["connector.out.bias"], params["connector.out.bias"])
     command = f"export --checkpoint {files / 'out'} --format original --out"
     assert run(command, files / "original") == 0
     again = torch.load(files / "original" / "adapter_model.bin", weights_only=True)
