@@ -38,7 +38,8 @@ def get_config(variant: str = ""):
         for stage in (config.align, config.instruct):
             stage.update(save_every=1, log_every=4, eval_at_end=False, eval={})
             stage.data.options.limit = 64
-        limited = config.instruct.data.pop("options").to_dict()
+        limited = config.instruct.data.options.to_dict()
+        del config.instruct.data["options"]
         config.instruct.data.source = dict(
             seen=dict(source="easy-vqa", options=limited),
             held_out=dict(source="easy-vqa", split="dev", options=limited),
