@@ -38,12 +38,12 @@ def get_config(variant: str = ""):
         for stage in (config.align, config.instruct):
             stage.update(save_every=1, log_every=4, eval_at_end=False, eval={})
             stage.data.options.limit = 64
-        limited = config.instruct.data.options.to_dict()
-        del config.instruct.data["options"]
-        config.instruct.data.source = dict(
-            seen=dict(source="easy-vqa", options=limited),
-            held_out=dict(source="easy-vqa", split="dev", options=limited),
+        parts = dict(
+            seen=dict(source="easy-vqa", options={"limit": 64}),
+            held_out=dict(source="easy-vqa", split="dev", options={"limit": 64}),
         )
+        data = config.instruct.data.to_dict() | dict(source=parts)
+        config.instruct.data = {k: v for k, v in data.items() if k != "options"}
         config.instruct.data.weights = dict(seen=3.0, held_out=1.0)
     if variant == "spread":
         config.preset, config.mesh.data, config.mesh.fsdp = "fsdp", 1, -1
