@@ -5,7 +5,7 @@
                    (or m drawn from them)               '--->  those that end, among the first k:
                                                                into the k finished ones, if better
 
-A prompt is read once; its beams start as copies of its cache, and each step reorders the cache.
+A prompt is read once, and its beams share its cache; each step reorders what they generated.
 Letters: ``b`` prompts, ``k`` beams, ``m`` candidates, ``s`` tokens of text, ``v`` vocabulary.
 """
 
@@ -75,7 +75,7 @@ def begin(
         is_ended=jnp.zeros((b, k), bool),
         is_open=jnp.ones(b, bool),
         keys=jax.vmap(jax.random.key)(seeds),
-        cache=cache.select(jnp.repeat(jnp.arange(b), k)),
+        cache=cache.copies(k),
     )
     logits = jnp.broadcast_to(logits[:, None], (b, k, logits.shape[1]))
     return _choose(start, logits, start.cache, config)
@@ -151,7 +151,7 @@ def _choose(state: Beams, logits: jax.Array, cache: Cache, config: GenerationCon
         is_ended=is_ended,
         is_open=state.is_open & (could_improve | ~is_ended.all(axis=1)),
         keys=state.keys,
-        cache=cache.select(rows),
+        cache=cache.reorder(rows),
     )
 
 

@@ -1,6 +1,7 @@
 """Decoding, compiled: greedy, multinomial sampling, beam search and beam sampling.
 
-Of a system it uses `System.prefill`, `System.decode` and ``Cache.select``, and nothing else.
+Of a system it uses `System.prefill`, `System.decode`, ``Cache.copies`` and ``Cache.reorder``, and
+nothing else.
 """
 
 import dataclasses

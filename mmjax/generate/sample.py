@@ -51,7 +51,7 @@ def begin(
     if (copies := config.num_return_sequences) > 1:
         b = logits.shape[0]
         rows = jnp.repeat(jnp.arange(b), copies)
-        logits, text, cache = logits[rows], text[rows], cache.select(rows)
+        logits, text, cache = logits[rows], text[rows], cache.copies(copies)
         keys = jax.vmap(jax.random.fold_in)(keys[rows], jnp.tile(jnp.arange(copies), b))
     new = jnp.full((text.shape[0], config.max_new_tokens), -1, jnp.int32)
     text = jnp.concatenate([text, new], axis=1)

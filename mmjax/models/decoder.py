@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.kernels.attention import attention
+from mmjax.kernels.decoding import decode_attention
 from mmjax.nn.attention import Attend
 from mmjax.nn.cache import Cache, KeyValues
 from mmjax.nn.dense import Dense, Embedding
@@ -159,52 +160,46 @@ class Decoder(nnx.Module):
         return self.norm(x), KeyValues(*kept, segments) if keep else None
 
     def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One more token for every row: [b 1 d] -> (hidden states [b 1 d], the cache with the token
-        in it).
+        """One more token for every row: [n 1 d] -> (hidden states [n 1 d], the cache with the token
+        in it)."""
+        positions, prompt = cache.position[:, None], cache.prompt
+        is_new = jnp.arange(cache.keys.shape[3]) <= cache.count
+        copies = len(cache.position) // len(prompt.segments)
+        places = jnp.concatenate(
+            [
+                jnp.repeat(prompt.segments, copies, axis=0),
+                jnp.broadcast_to(is_new.astype(jnp.int32), (len(positions), len(is_new))),
+            ],
+            axis=1,
+        )
+        bias = self.bias(places, positions)
 
-        The cache travels in the scan's carry and is updated in place; as scan input and output it
-        would be copied.
-        """
-        positions = cache.position[:, None]
-        segments = cache.segments.at[:, cache.end].set(1)
-        bias = self.bias(segments, positions)
-
-        def layer(block, carry, index, extra):
-            x, keys, values = carry
+        def layer(block, x, xs, extra):
+            index, earlier, keys, values = xs
 
             def attend(query, key, value):
-                new_keys = jax.lax.dynamic_update_slice(
-                    keys, key[None], (index, 0, cache.end, 0, 0)
+                put = lambda room, one: jax.lax.dynamic_update_slice(  # noqa: E731
+                    room, one.swapaxes(1, 2), (0, 0, cache.count, 0)
                 )
-                new_values = jax.lax.dynamic_update_slice(
-                    values, value[None], (index, 0, cache.end, 0, 0)
-                )
-                k, v = (
-                    jax.lax.dynamic_index_in_dim(c, index, keepdims=False)
-                    for c in (new_keys, new_values)
-                )
-                one = jnp.ones_like(positions)
-                context = attention(
+                new = put(keys, key), put(values, value)
+                context = decode_attention(
                     query,
-                    k,
-                    v,
-                    causal=False,
-                    query_segments=one,
-                    key_segments=segments,
+                    (*earlier, prompt.segments > 0),
+                    (*new, is_new),
                     bias=bias,
                     scale=self.scale,
-                    implementation="xla",
                 )
-                return context, (new_keys, new_values)
+                return context, new
 
-            beside = dict(extra=extra, index=index, seen=cache.seen)
-            x, (keys, values) = self.layer(block, x, positions, attend, **beside)
-            return (x, keys, values), None
+            return self.layer(
+                block, x, positions, attend, extra=extra, index=index, seen=cache.seen
+            )
 
-        index = jnp.arange(self.config.num_layers)
-        start = (self.start(x, positions), cache.keys, cache.values)
-        (x, keys, values), _, _ = run(self.layers, layer, start, xs=index, **self.extras())
-        cache = Cache(keys, values, segments, cache.position + 1, cache.end + 1, cache.seen)
+        earlier = prompt.keys, prompt.values
+        xs = (jnp.arange(self.config.num_layers), earlier, cache.keys, cache.values)
+        x, kept, _ = run(self.layers, layer, self.start(x, positions), xs=xs, **self.extras())
+        keys, values = kept
+        cache = Cache(prompt, keys, values, cache.position + 1, cache.count + 1, cache.seen)
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [b t d] -> f32[b t v]

@@ -9,17 +9,17 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-from flax import nnx
 
 from mmjax.models.decoder import Block, Decoder
 from mmjax.nn.adapter import Adapter, GatedCrossAttention
+from mmjax.nn.apart import entry
 from mmjax.nn.attention import Attention
 from mmjax.nn.cache import KeyValues
 from mmjax.nn.dense import Dense, Embedding
 from mmjax.nn.mlp import GatedMLP
 from mmjax.nn.norm import RMSNorm
 from mmjax.nn.param import normal, zeros
-from mmjax.nn.stack import stack
+from mmjax.nn.stack import each_layer, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +172,7 @@ class Llama(Decoder):
     def look(self, seen: jax.Array, segments: jax.Array) -> KeyValues:
         """What the cross-attention of all layers sees: states [b s d], segments i32[b s] (0 =
         nothing is there). Once for a text and what is generated after it."""
-        graph, weights = nnx.split(self.cross)
-        one = lambda _, weights: (None, nnx.merge(graph, weights).look(seen))  # noqa: E731
-        _, (keys, values) = jax.lax.scan(one, None, weights)
+        keys, values = each_layer(lambda cross: cross.look(seen), self.cross)
         return KeyValues(keys, values, segments)
 
     def extras(self) -> dict:
@@ -195,5 +193,4 @@ class Llama(Decoder):
                 f"this language model has cross-attention every {self.config.cross_every} layers: "
                 "give what it looks at as seen (segments of 0 where there is nothing)"
             )
-        at = lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False)  # noqa: E731
-        return cross(x, at(seen.keys), at(seen.values), seen.segments)
+        return cross(x, entry(seen.keys, row), entry(seen.values, row), seen.segments)

@@ -24,13 +24,14 @@ from flax import nnx
 
 from mmjax.kernels.attention import attention
 from mmjax.models.decoder import Decoder
+from mmjax.nn.apart import entry
 from mmjax.nn.attention import Attend, Attention
 from mmjax.nn.cache import KeyValues
 from mmjax.nn.dense import Dense, Embedding
 from mmjax.nn.mlp import GatedMLP
 from mmjax.nn.norm import RMSNorm
 from mmjax.nn.param import Initializer, normal, param
-from mmjax.nn.stack import run, stack
+from mmjax.nn.stack import each_layer, run, stack
 from mmjax.parallel.sharding import constrain_rows
 
 
@@ -226,14 +227,11 @@ class T5(Decoder):
     def look(self, states: jax.Array, segments: jax.Array) -> KeyValues:
         """What the cross-attention of all layers sees of `encode`'s states. Once for a text and
         what is written to it."""
-        graph, weights = nnx.split(self.layers.cross)
         heads = (*states.shape[:2], -1, self.config.head_dim)
-
-        def one(_, weights):
-            cross = nnx.merge(graph, weights)
-            return None, (cross.k(states).reshape(heads), cross.v(states).reshape(heads))
-
-        _, (keys, values) = jax.lax.scan(one, None, weights)
+        keys, values = each_layer(
+            lambda cross: (cross.k(states).reshape(heads), cross.v(states).reshape(heads)),
+            self.layers.cross,
+        )
         return KeyValues(keys, values, segments)
 
     def bias(self, segments: jax.Array, positions: jax.Array) -> jax.Array:
@@ -244,12 +242,12 @@ class T5(Decoder):
             raise ValueError(
                 "a T5 writes to a text that it has read: give what it looks at as seen, from look"
             )
-        keys, values = (
-            jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (seen.keys, seen.values)
-        )
+        keys, values = entry(seen.keys, index), entry(seen.values, index)
 
-        def look(query):
-            return attention(
+        def look(rows):
+            # Copies of a prompt (beams) look at its text together.
+            query = rows.reshape(len(keys), -1, *rows.shape[2:])
+            context = attention(
                 query,
                 keys,
                 values,
@@ -259,6 +257,7 @@ class T5(Decoder):
                 scale=1.0,
                 implementation=self.config.attention,
             )
+            return context.reshape(rows.shape)
 
         return block(x, attend, look)
 

@@ -59,16 +59,17 @@ class GatedCrossAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, segments: jax.Array
     ) -> jax.Array:
-        """x [b t d], keys and values [b s n h], segments i32[b s] (0 = there is nothing to see)
-        -> [b t d]. In a row with nothing to see the attention adds nothing."""
-        b, t, _ = x.shape
-        query = self.q(self.attention_norm(x)).reshape(b, t, -1, self.head_dim)
-        ones = jnp.ones((b, t), segments.dtype)
+        """x [b*c t d], keys and values [b s n h], segments i32[b s] (0 = there is nothing to see)
+        -> [b*c t d]. In a row with nothing to see the attention adds nothing; copies of a row
+        (beams) look together."""
+        b = len(keys)
+        query = self.q(self.attention_norm(x)).reshape(b, -1, *keys.shape[2:])
+        ones = jnp.ones(query.shape[:2], segments.dtype)
         context = attention(
             query, keys, values, causal=False, query_segments=ones, key_segments=segments
         )
         sees = (segments > 0).any(axis=1)[:, None, None]
-        context = jnp.where(sees, context.reshape(b, t, -1), 0)
+        context = jnp.where(sees, context.reshape(*ones.shape, -1), 0).reshape(*x.shape[:2], -1)
         gate = lambda value: jnp.tanh(value[...]).astype(x.dtype)  # noqa: E731
         x = x + gate(self.attention_gate) * self.o(context)
         return x + gate(self.mlp_gate) * self.mlp(self.mlp_norm(x))

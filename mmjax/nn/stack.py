@@ -9,6 +9,8 @@ period p    every p-th layer has an extra part (cross-attention, an adapter), st
             free reshape. A split must lie between two turns; each of its stacks is given a slice of
             the extras, which are small.
 taps        the hidden states after chosen layers
+
+Where parameters are kept apart (`mmjax.nn.apart`), the layers run one after the other.
 """
 
 import itertools
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.nn.apart import Apart, is_apart, joined
 from mmjax.nn.param import stack_params
 
 # body(block, carry, x, extra) -> (carry, y). The carry is the hidden states, or a tuple that starts
@@ -57,7 +60,8 @@ def run(
       layers: what `stack` returned, holding arrays.
       body: see `Body`; ``extra`` is None on layers that have none.
       carry: handed from layer to layer.
-      xs: pytree with a leading axis of ``num_layers``; each layer gets its entry.
+      xs: pytree with a leading axis of ``num_layers``; each layer gets its entry. Beside parameters
+        that are kept apart, arrays may be too.
       edits: layer -> function applied to the hidden states just before it; only where the stack is
         split, or before layer 0.
       taps: layers after which the hidden states are wanted.
@@ -67,7 +71,8 @@ def run(
         products, ``none`` all.
 
     Returns:
-      (carry, ys stacked over layers, tapped [len(taps) ...] or None).
+      (carry, ys stacked over layers, or apart as the parameters are; tapped [len(taps) ...] or
+      None).
 
     Raises:
       ValueError: edits where nothing is split, taps that are no layers, or a number of extras that
@@ -96,14 +101,20 @@ def run(
         part = (
             xs
             if len(segments) == 1
-            else jax.tree.map(lambda x, s=start, n=length: x[s : s + n], xs)
+            else jax.tree.map(lambda x, s=start, n=length: x[s : s + n], xs, is_leaf=is_apart)
         )
         extra = None if extras is None else _entries(extras, start // period, -(-length // period))
-        scan = _Scan(segment, body, extra, period, remat, start, length, taps)
-        (carry, tapped), ys = scan((carry, tapped), part)
+        kind = _Loop if is_apart(_first(segment)) else _Scan
+        segment_run = kind(segment, body, extra, period, remat, start, length, taps)
+        (carry, tapped), ys = segment_run((carry, tapped), part)
         every_y.append(ys)
-    ys = every_y[0] if len(every_y) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *every_y)
-    return carry, ys, tapped
+    return carry, joined(every_y), tapped
+
+
+def each_layer(f: Callable[[nnx.Module], object], layers: nnx.Module):
+    """``f`` of every layer: what it returns, stacked or apart as the parameters are."""
+    _, ys, _ = run(layers, lambda layer, carry, x, extra: (carry, f(layer)), jnp.zeros(()))
+    return ys
 
 
 def _check_extras(extras: nnx.Module, period: int, num_layers: int, starts: list[int]) -> None:
@@ -124,11 +135,21 @@ def _entries(stacked: nnx.Module, first: int, count: int) -> nnx.Module:
     if count == _length(stacked):
         return stacked
     graph, state = nnx.split(stacked)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[first : first + count], state))
+    taken = jax.tree.map(lambda x: x[first : first + count], _pure(state), is_leaf=is_apart)
+    return nnx.merge(graph, taken)
+
+
+def _pure(state: nnx.State) -> dict:
+    return nnx.to_pure_dict(state)
+
+
+def _first(stacked: nnx.Module):
+    """Any parameter."""
+    return jax.tree.leaves(_pure(nnx.split(stacked)[1]), is_leaf=is_apart)[0]
 
 
 def _length(stacked: nnx.Module) -> int:
-    return jax.tree.leaves(nnx.to_pure_dict(nnx.split(stacked)[1]))[0].shape[0]
+    return _first(stacked).shape[0]
 
 
 class _Scan:
@@ -137,9 +158,9 @@ class _Scan:
 
     def __init__(self, segment, body, extras, period, remat, start, length, taps):
         self.graph, state = nnx.split(segment)
-        self.weights = nnx.to_pure_dict(state)
+        self.weights = _pure(state)
         self.extra_graph, extra_state = nnx.split(extras) if extras is not None else (None, None)
-        self.extra_weights = None if extras is None else nnx.to_pure_dict(extra_state)
+        self.extra_weights = None if extras is None else _pure(extra_state)
         self.body, self.period, self.remat = body, period, remat
         self.start, self.length, self.taps = start, length, taps
 
@@ -166,16 +187,34 @@ class _Scan:
         ys = []
         for j in range(indices.shape[0]):
             index, w, x = jax.tree.map(lambda leaf, j=j: leaf[j], (indices, weights, xs))
-            with_extra = j == 0 and self.extra_graph is not None
-            extra = nnx.merge(self.extra_graph, extra_weights) if with_extra else None
-            (state, tapped), y = carry, None
-            state, y = self.body(nnx.merge(self.graph, w), state, x, extra)
-            for slot, layer in enumerate(self.taps):
-                kept = jnp.where(index == layer, _hidden(state), tapped[slot])
-                tapped = tapped.at[slot].set(kept)
-            carry = (state, tapped)
+            carry, y = self._layer(carry, index, w, x, extra_weights if j == 0 else None)
             ys.append(y)
         return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
+
+    def _layer(self, carry, index, weights, x, extra_weights):
+        state, tapped = carry
+        extra = None if extra_weights is None else nnx.merge(self.extra_graph, extra_weights)
+        state, y = self.body(nnx.merge(self.graph, weights), state, x, extra)
+        for slot, layer in enumerate(self.taps):
+            kept = jnp.where(index == layer, _hidden(state), tapped[slot])
+            tapped = tapped.at[slot].set(kept)
+        return (state, tapped), y
+
+
+class _Loop(_Scan):
+    """One segment whose parameters are kept apart. Nothing is computed again: it is not for
+    training."""
+
+    def __call__(self, carry, xs):
+        at = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree, is_leaf=is_apart)  # noqa: E731
+        ys = []
+        for i in range(self.length):
+            turn, j = divmod(i, self.period)
+            extra = at(self.extra_weights, turn) if j == 0 else None
+            weights, x = at(self.weights, i), at(xs, i)
+            carry, y = self._layer(carry, self.start + i, weights, x, extra)
+            ys.append(y)
+        return carry, jax.tree.map(lambda *y: Apart(y), *ys)
 
 
 def _remat(turn, remat: str):

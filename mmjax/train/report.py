@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mmjax.evaluate.accuracy import Accuracy
+from mmjax.nn.apart import is_apart
 from mmjax.nn.param import ParamSpec
 from mmjax.parallel.distributed import fetch
 from mmjax.train.metrics import human, human_bytes, read_metrics
@@ -86,7 +87,7 @@ def params_hash(params: Mapping[str, jax.Array]) -> str:
     """
     digest = hashlib.sha256()
     for path, value in sorted(params.items()):
-        array = fetch(value)
+        array = np.stack([*map(fetch, value.layers)]) if is_apart(value) else fetch(value)
         digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -67,26 +67,33 @@ def test_prefill_and_decode(model, expected, with_prefix):
         prefix, _, target = assemble(rows, Lengths(target=8), tiny.PAD)
     logits, cache = model.prefill(Batch(np.arange(3), target, prefix=prefix), NEW)
     decode = jax.jit(model.decode)
-    places = cache.keys.shape[2]
+    room = cache.keys.shape[3]
     for step in range(NEW + 1):
         for row, (p, t) in enumerate(zip(PREFIXES, TARGETS, strict=True)):
             np.testing.assert_allclose(logits[row], expected[row, p + t + step - 1], atol=1e-5)
         if step < NEW:
             logits, cache = decode(np.array([text[step - NEW] for text in TEXTS]), cache)
     assert decode._cache_size() == 1
-    assert cache.keys.shape[2] == places == int(cache.end)
+    assert cache.keys.shape[3] == room == int(cache.count)
 
 
-def test_selected_rows_go_on_as_those_rows(model):
+def test_copies_share_a_prompt_and_go_on_as_what_they_continue(model):
+    """Two copies of each of three prompts; after a token each, copies of a prompt change places."""
     prefix, target, _ = sequences()
     _, cache = model.prefill(Batch(np.arange(3), target, prefix=prefix), 2)
-    rows, tokens = np.array([2, 0, 0, 1]), np.array([5, 7, 9])
-    logits, advanced = model.decode(tokens, cache)
-    chosen, chosen_cache = model.decode(tokens[rows], cache.select(rows))
-    np.testing.assert_allclose(chosen, logits[rows], atol=1e-5)
-    again, _ = model.decode(tokens, advanced)
-    chosen, _ = model.decode(tokens[rows], chosen_cache)
-    np.testing.assert_allclose(chosen, again[rows], atol=1e-5)
+    first, second = np.array([5, 7, 9, 11, 13, 15]), np.array([4, 6, 8, 10, 12, 14])
+    order = np.array([1, 0, 2, 2, 5, 4])
+    copied = cache.copies(2)
+    assert copied.prompt.keys is cache.prompt.keys
+    logits, after = model.decode(first, copied)
+    last, _ = model.decode(second, after.reorder(order))
+    for row in range(6):
+        tokens = np.full(3, first[row])
+        wanted, _ = model.decode(tokens, cache)
+        np.testing.assert_allclose(logits[row], wanted[row // 2], atol=1e-5)
+        _, before = model.decode(np.full(3, first[order[row]]), cache)
+        wanted, _ = model.decode(np.full(3, second[row]), before)
+        np.testing.assert_allclose(last[row], wanted[row // 2], atol=1e-5)
 
 
 def test_the_cache_starts_with_its_parts_and_free_places():
@@ -94,7 +101,8 @@ def test_the_cache_starts_with_its_parts_and_free_places():
         jnp.full((2, 3, s, 1, 4), fill), jnp.full((2, 3, s, 1, 4), -fill), jnp.full((3, s), 1)
     )
     cache = Cache.start([part(2, 1.0), part(3, 2.0)], position=jnp.array([4, 5, 5]), room=4)
-    assert int(cache.end) == 5
-    assert cache.segments.tolist() == [[1] * 5 + [0] * 4] * 3
-    np.testing.assert_array_equal(cache.keys[1, 2, :, 0, 3], [1, 1, 2, 2, 2, 0, 0, 0, 0])
-    np.testing.assert_array_equal(cache.values, -cache.keys)
+    assert int(cache.count) == 0
+    assert cache.prompt.segments.tolist() == [[1] * 5] * 3
+    np.testing.assert_array_equal(cache.prompt.keys[1, 2, 0, :, 3], [1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(cache.prompt.values, -cache.prompt.keys)
+    assert cache.keys.shape == cache.values.shape == (2, 3, 1, 4, 4)
