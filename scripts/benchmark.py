@@ -2,6 +2,9 @@
 
     python scripts/benchmark.py serve --run runs/lmeye-tiny [--requests 200] [--batch_size 8,1]
     python scripts/benchmark.py convert [--gigabytes 13.5] [--folder DIR] [--bins]
+    python scripts/benchmark.py train --config configs/lmeye.py [--stage align] [--json FILE] \\
+        [--compare one_pass,two_full_passes] [--config.instruct.accumulation=1]
+    python scripts/benchmark.py data --config configs/lmeye.py [--json FILE]
 
 serve: starts a server at the loopback address, sends all requests at the same moment, each about
 another held-out easy-VQA picture, and says how many were lost, the throughput, and percentiles of
@@ -11,21 +14,33 @@ throughput in relation to the first one's.
 convert: makes up a checkpoint with the shapes of LLaMA-7B in float16 (narrower for fewer
 gigabytes), copies it, imports it, exports it, and says how much memory the two commands took, and
 their speed as a part of the copy's. Takes three times the gigabytes in the folder, for a while.
+
+train: the step of a config's stage, with drawn weights and a made-up batch; beside it PyTorch's,
+eager and compiled, where the system has a counterpart, and other ways to train LMEye (--compare).
+
+data: the samples that a config's pipeline makes in a second, beside torch's DataLoader, and the
+share of a short run that waits for them.
 """
 
 import base64
+import os
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory beside JAX
+
 import jax
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from mmjax import command
 from mmjax.data.images import read
 from mmjax.data.sources import make_source
 from mmjax.train.answering import load_model
+from mmjax.train.config import check, resolve
+from mmjax.train.given import given_config
 
 RUN = flags.DEFINE_string("run", None, "run directory, or imported checkpoint")
 REQUESTS = flags.DEFINE_integer("requests", 200, "how many at once", lower_bound=1)
@@ -33,6 +48,15 @@ BATCH_SIZE = flags.DEFINE_list("batch_size", "8", "answers made at once; several
 GIGABYTES = flags.DEFINE_float("gigabytes", 13.5, "size of the checkpoint", lower_bound=0.1)
 FOLDER = flags.DEFINE_string("folder", None, "where it is made; default: the temporary folder")
 BINS = flags.DEFINE_bool("bins", False, "in .bin files in place of safetensors")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/<system>.py[:variant]", lock_config=False, accept_new_attributes=True
+)
+STAGE = flags.DEFINE_string("stage", None, "of the config; the last one by default")
+JSON = flags.DEFINE_string("json", None, "file to which a line with all figures is added")
+COMPARE = flags.DEFINE_list("compare", [], "one_pass, two_full_passes: of LMEye's step")
+ROUNDS = flags.DEFINE_integer("rounds", 10, "turns of each contestant", lower_bound=3)
+WORKERS = flags.DEFINE_list("workers", "1,2,4", "threads and processes that read data")
+STEPS = flags.DEFINE_integer("steps", 100, "of the run that waits for data", lower_bound=0)
 TOKENS = flags.DEFINE_integer("max_tokens", 8, "tokens of an answer at most", lower_bound=1)
 
 
@@ -83,6 +107,27 @@ def convert() -> None:
             raise ValueError("memory went over the bound, or what was exported differs")
 
 
+def train() -> None:
+    from mmjax.benchmark.train import measure
+
+    config, _ = check(_given())  # weights and data may be missing
+    asked = dict(stage=STAGE.value, compare=tuple(COMPARE.value), rounds=ROUNDS.value)
+    measure(config, **asked, file=JSON.value)
+
+
+def data() -> None:
+    from mmjax.benchmark.data import measure
+
+    asked = dict(stage=STAGE.value, workers=tuple(map(int, WORKERS.value)), rounds=ROUNDS.value)
+    measure(resolve(_given()), **asked, steps=STEPS.value, file=JSON.value)
+
+
+def _given() -> ConfigDict:
+    if CONFIG.value is None:
+        raise ValueError("what is to be measured? --config configs/<system>.py[:variant]")
+    return given_config(CONFIG)
+
+
 def _questions(count: int) -> list[dict]:
     """Requests about held-out pictures, from all over them."""
     source = make_source("easy-vqa", "test")
@@ -101,7 +146,7 @@ def _questions(count: int) -> list[dict]:
 
 
 def main(argv: list[str]) -> None:
-    kinds = {"serve": serve, "convert": convert}
+    kinds = {"serve": serve, "convert": convert, "train": train, "data": data}
     if len(argv) != 2 or argv[1] not in kinds:
         raise ValueError(f"what is to be measured? one of {', '.join(kinds)}")
     kinds[argv[1]]()

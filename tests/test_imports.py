@@ -28,6 +28,7 @@ ALLOWED = {
     "mmjax.generate": SYSTEMS,
     "mmjax.evaluate": ["mmjax.generate", *SYSTEMS],
     "mmjax.train": ["mmjax.evaluate", "mmjax.generate", "conversion.weights", *SYSTEMS],
+    "mmjax.benchmark": ["mmjax.train", "conversion.weights", *SYSTEMS],
     "mmjax.serve": ["mmjax.train.answering", "mmjax.generate", "mmjax.data"],
     "conversion.parity": ["conversion", "mmjax.generate", "mmjax.evaluate", *SYSTEMS],
     # one recording has a step of training
@@ -49,14 +50,14 @@ ALLOWED = {
 OURS = ("mmjax", "conversion", "configs", "scripts", "tests")
 # package -> where it may be imported
 FOREIGN = {
-    "torch": ["conversion", "tests"],
-    "transformers": ["mmjax.data.tokenizer", "conversion", "tests"],
+    "torch": ["conversion", "mmjax.benchmark", "tests"],
+    "transformers": ["mmjax.data.tokenizer", "conversion", "mmjax.benchmark", "tests"],
     "tensorflow": [],
     "tensorflow_datasets": ["mmjax.data.sources.tfds", "tests"],
     "av": ["mmjax.data.video", "tests"],
     "pyarrow": ["mmjax.data.sources.parquet", "tests"],
     "apache_beam": ["mmjax.data.sources.shards", "tests"],
-    "peft": ["tests"],
+    "peft": ["mmjax.benchmark", "tests"],
     "qwix": ["conversion.weights"],
     "gguf": ["conversion.gguf_files", "tests"],
     "fastapi": ["mmjax.serve"],

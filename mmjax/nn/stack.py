@@ -172,13 +172,15 @@ class _Scan:
         index = jnp.arange(self.start, self.start + self.length)
         stacked = jax.tree.map(head, (index, self.weights, xs))
         extras = jax.tree.map(lambda x: x[:turns] if x.shape[0] != turns else x, self.extra_weights)
-        turn = _remat(self._turn, self.remat)
+        # Forth and back are two loops: nothing of one can stand in for the other's, and the barriers
+        # that would see to it only keep XLA from fusing.
+        turn = _remat(self._turn, self.remat, prevent_cse=False)
         carry, ys = jax.lax.scan(turn, carry, (stacked, extras))
         ys = jax.tree.map(lambda y: y.reshape(turns * p, *y.shape[2:]), ys)
         if not whole:
             tail = jax.tree.map(lambda x: x[turns * p :], (index, self.weights, xs))
             extra = jax.tree.map(lambda x: x[turns], self.extra_weights)
-            carry, last = turn(carry, (tail, extra))
+            carry, last = _remat(self._turn, self.remat)(carry, (tail, extra))
             ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, last)
         return carry, ys
 
@@ -217,11 +219,11 @@ class _Loop(_Scan):
         return carry, jax.tree.map(lambda *y: Apart(y), *ys)
 
 
-def _remat(turn, remat: str):
+def _remat(turn, remat: str, *, prevent_cse: bool = True):
     if remat == "none":
         return turn
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(turn, policy=policy)
+    return jax.checkpoint(turn, policy=policy, prevent_cse=prevent_cse)
 
 
 def _hidden(carry) -> jax.Array:

@@ -240,7 +240,7 @@ class Ahead:
         seconds, memory = time.monotonic() - start, program.memory_analysis()
         mine = max(1, rows // num_row_shards(self.mesh))
         share = 1 / self.mesh.shape["tensor"]
-        without = make_system(self.config["system"], _without_remat(self.config["model"]))
+        without = make_system(self.config["system"], without_remat(self.config["model"]))
         made = Compiled(
             name,
             rows,
@@ -267,10 +267,10 @@ def _plain(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def _without_remat(values):
+def without_remat(values):
     if not isinstance(values, dict):
         return values
-    return {k: "none" if k == "remat" else _without_remat(v) for k, v in values.items()}
+    return {k: "none" if k == "remat" else without_remat(v) for k, v in values.items()}
 
 
 def _reason(error: str) -> str:

@@ -222,7 +222,7 @@ def _steps(
             with stage.interruption.deferred():
                 with meter.waiting():
                     batch = next(batches)
-                seen = see(frozen | state.trainable, put_rows(batch, run.mesh))
+                seen = see(frozen | state.trainable, batch)
                 state, metrics = step_fn(state, frozen, seen)
                 share = config["batch_size"] / len(batch.row_id)  # other processes' are as long
                 tokens = round(share * _num_tokens(batch))
@@ -277,9 +277,14 @@ def _evaluate_if_missed(stage: _Stage, params: Params, step: int) -> None:
 
 
 def _frozen_tower(run: Run, frozen: Params) -> Callable[[Params, Batch], Batch]:
-    """Puts features in the place of a batch's pictures, unless the tower trains with the rest."""
+    """Puts a batch on the mesh, features in the place of its pictures unless the tower trains with
+    the rest."""
     tower = Tower(run.system, run.mesh, run.config)
-    return tower.see if frozen.keys() >= set(tower.paths) else lambda _, batch: batch
+    if not frozen.keys() >= set(tower.paths):
+        return lambda _, batch: put_rows(batch, run.mesh)
+    return lambda params, batch: tower.see(
+        params, put_rows(batch, run.mesh), most=tower.most(batch)
+    )
 
 
 def _evaluate(stage: _Stage, params: Params, step: int) -> str:

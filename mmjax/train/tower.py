@@ -39,15 +39,29 @@ class Tower:
         shards = num_row_shards(mesh)
         self.batch_size = -(-min(sizes) // shards) * shards
 
-    def see(self, params: Params, batch: Batch) -> Batch:
-        """``batch`` (on the mesh) with the features of its frames in their place, if it has any."""
+    def see(self, params: Params, batch: Batch, *, most: int | None = None) -> Batch:
+        """``batch`` (on the mesh) with the features of its frames in their place, if it has any;
+        zeros in empty places, for which the tower is not called where ``most`` says how few
+        pictures there are, see `most`."""
         if batch.frames is None or not self.paths:
             return batch
         b, f = batch.frames.shape[:2]
         cut, join = _cut_and_join(b * f, self.batch_size, self.mesh)
-        features = join([self._features(params, part) for part in cut(batch.frames)])
+        parts = cut(batch.frames, batch.frame_item)
+        if most is not None:
+            parts = parts[: max(1, -(-most * num_row_shards(self.mesh) // self.batch_size))]
+        made = [self._features(params, part) for part in parts]
+        features = join(made, batch.frame_item)
         features = features.reshape(b, f, *features.shape[1:])
         return dataclasses.replace(batch, frames=None, features=features)
+
+    def most(self, batch: Batch) -> int | None:
+        """How many pictures a device has at most, of ``batch`` on the host; None where that is not
+        known: the batch does not say, or other processes have rows of it."""
+        if batch.frame_item is None or jax.process_count() > 1:
+            return None
+        is_there = np.asarray(batch.frame_item).reshape(num_row_shards(self.mesh), -1) >= 0
+        return int(is_there.sum(axis=1).max())
 
     def features(self, params: Params, frames: np.ndarray) -> np.ndarray:
         """uint8[batch_size H W 3] -> [batch_size ...]; every process calls it with the same."""
@@ -76,28 +90,47 @@ def tower_program(system: System) -> Callable[[Params, jax.Array], jax.Array]:
     return tower
 
 
+def _taken(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [s n ...], index i32[s m] -> [s m ...]."""
+    return jax.vmap(lambda x, index: x[index])(x, index)
+
+
 @functools.cache
 def _cut_and_join(count: int, size: int, mesh: Mesh) -> tuple[Callable, Callable]:
-    """Functions that cut pictures [b f H W 3] into parts [size H W 3], and that join the parts'
-    features [size ...] to [count ...], count = b * f.
+    """Functions that cut pictures [b f H W 3] into parts [size H W 3], and that join the features
+    [size ...] of the first parts, or of all, to [count ...], count = b * f. Both take
+    `Batch.frame_item`, or None.
 
-    Every device cuts its own pictures, so that nothing moves; copies of its last one fill up the
-    last part.
+    Every device cuts its own pictures, so that nothing moves; empty places come last, copies of its
+    last one fill up the last part.
     """
     shards = num_row_shards(mesh)
     rows, part = count // shards, size // shards
     num_parts = -(-rows // part)
 
-    def cut(frames: jax.Array) -> list[jax.Array]:
+    def order(item: jax.Array) -> jax.Array:
+        return jnp.argsort(item.reshape(shards, rows) < 0, axis=1)  # stable
+
+    def cut(frames: jax.Array, item: jax.Array | None) -> list[jax.Array]:
         if num_parts == 1 and rows == part:
             return [frames.reshape(count, *frames.shape[2:])]
         x = frames.reshape(shards, rows, *frames.shape[2:])
+        if item is not None:
+            x = _taken(x, order(item))
         x = jnp.pad(x, ((0, 0), (0, num_parts * part - rows), *[(0, 0)] * 3), mode="edge")
         return [y.reshape(size, *y.shape[2:]) for y in jnp.split(x, num_parts, axis=1)]
 
-    def join(parts: list[jax.Array]) -> jax.Array:
-        x = jnp.concatenate([y.reshape(shards, part, *y.shape[1:]) for y in parts], axis=1)
-        return x[:, :rows].reshape(count, *x.shape[2:])
+    def join(parts: list[jax.Array], item: jax.Array | None) -> jax.Array:
+        x = jnp.concatenate([y.reshape(shards, part, *y.shape[1:]) for y in parts], axis=1)[
+            :, :rows
+        ]
+        if item is not None:
+            if num_parts > 1 or rows != part:
+                back = jnp.argsort(order(item), axis=1)
+                x = _taken(x, jnp.minimum(back, x.shape[1] - 1))  # what is cut off is empty
+            there = item.reshape(shards, rows, *[1] * (x.ndim - 2)) >= 0
+            x = jnp.where(there, x, jnp.zeros((), x.dtype))
+        return x.reshape(count, *x.shape[2:])
 
     at_rows = dict(out_shardings=rows_sharding(mesh))
     return jax.jit(cut, **at_rows), jax.jit(join, **at_rows)

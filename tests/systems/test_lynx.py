@@ -117,6 +117,35 @@ def test_features_made_before_the_step_belong_to_the_same_media():
     np.testing.assert_allclose(found[there], wanted[there], atol=2e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_tower_is_not_called_for_empty_places(devices, monkeypatch):
+    """Five pictures in 16 places: two calls of three for one device. Two devices that have two and
+    four: two calls of two each. Not one bit of them changes."""
+    system, given = Lynx(CONFIG), batch([0, 2, 1, 2] if devices == 1 else [0, 2, 3, 2])
+    mesh = make_mesh(data=devices, devices=jax.devices()[:devices])
+    params = tiny.random_params(specs(system))
+    on_mesh = jax.tree.map(lambda x: place(x, rows_sharding(mesh)), given)
+    tower = Tower(system, mesh, dict(stages=["s"], s=dict(batch_size=3 if devices == 1 else 4)))
+    calls = []
+    monkeypatch.setattr(
+        tower, "_features", lambda *args, see=tower._features: calls.append(0) or see(*args)
+    )
+    with jax.set_mesh(mesh):
+        everywhere, num_calls = tower.see(params, on_mesh).features, len(calls)
+        seen = tower.see(params, on_mesh, most=tower.most(given)).features
+    assert num_calls == (6 if devices == 1 else 4)
+    assert len(calls) - num_calls == 2
+    np.testing.assert_array_equal(seen, everywhere)
+    assert not np.asarray(seen)[given.frame_item < 0].any()
+    assert np.abs(np.asarray(seen)[given.frame_item >= 0]).max(axis=(1, 2)).all()
+    assert tower.most(dataclasses.replace(given, frame_item=None)) is None
+    with jax.set_mesh(mesh):
+        nothing = batch([2, 2, 2, 2])
+        assert tower.most(nothing) == 0
+        put = jax.tree.map(lambda x: place(x, rows_sharding(mesh)), nothing)
+        assert not np.asarray(tower.see(params, put, most=0).features).any()
+
+
 def test_a_video_knows_the_order_of_its_frames():
     system = Lynx(CONFIG)
     params = tiny.random_params(specs(system))
