@@ -5,6 +5,9 @@
     python scripts/benchmark.py train --config configs/lmeye.py [--stage align] [--json FILE] \\
         [--compare one_pass,two_full_passes] [--config.instruct.accumulation=1]
     python scripts/benchmark.py data --config configs/lmeye.py [--json FILE]
+    python scripts/benchmark.py prefill --config configs/lmeye.py [--rows 1] [--json FILE]
+    python scripts/benchmark.py decode --config configs/lmeye.py [--rows 1] [--new 64] [--beams 5]
+    python scripts/benchmark.py precision --config configs/lmeye.py [--rows 8] [--json FILE]
 
 serve: starts a server at the loopback address, sends all requests at the same moment, each about
 another held-out easy-VQA picture, and says how many were lost, the throughput, and percentiles of
@@ -18,11 +21,18 @@ their speed as a part of the copy's. Takes three times the gigabytes in the fold
 train: the step of a config's stage, with drawn weights and a made-up batch; beside it PyTorch's,
 eager and compiled, where the system has a counterpart, and other ways to train LMEye (--compare).
 
+prefill, decode: the first token of an answer and the ones after it, beside transformers' `generate`
+of the language model alone, eager and compiled.
+
+precision: how often half precision and float32 find the same token the best, and how far their
+logits are apart.
+
 data: the samples that a config's pipeline makes in a second, beside torch's DataLoader, and the
 share of a short run that waits for them.
 """
 
 import base64
+import functools
 import os
 import tempfile
 import threading
@@ -57,6 +67,10 @@ COMPARE = flags.DEFINE_list("compare", [], "one_pass, two_full_passes: of LMEye'
 ROUNDS = flags.DEFINE_integer("rounds", 10, "turns of each contestant", lower_bound=3)
 WORKERS = flags.DEFINE_list("workers", "1,2,4", "threads and processes that read data")
 STEPS = flags.DEFINE_integer("steps", 100, "of the run that waits for data", lower_bound=0)
+ROWS = flags.DEFINE_integer("rows", 1, "prompts that are answered at once", lower_bound=1)
+NEW = flags.DEFINE_integer("new", 64, "tokens of an answer", lower_bound=2)
+BEAMS = flags.DEFINE_integer("beams", 1, "of a beam search; 1 = greedy", lower_bound=1)
+COMPILE = flags.DEFINE_bool("compile", True, "whether torch.compile takes part")
 TOKENS = flags.DEFINE_integer("max_tokens", 8, "tokens of an answer at most", lower_bound=1)
 
 
@@ -122,6 +136,21 @@ def data() -> None:
     measure(resolve(_given()), **asked, steps=STEPS.value, file=JSON.value)
 
 
+def answers(kind: str) -> None:
+    from mmjax.benchmark.decode import measure
+
+    config, _ = check(_given())  # weights and data may be missing
+    asked = dict(stage=STAGE.value, rows=ROWS.value, tokens=NEW.value, beams=BEAMS.value)
+    measure(kind, config, **asked, compiles=COMPILE.value, rounds=ROUNDS.value, file=JSON.value)
+
+
+def precision() -> None:
+    from mmjax.benchmark.precision import measure
+
+    config, _ = check(_given())  # data may be missing
+    measure(config, stage=STAGE.value, rows=ROWS.value, file=JSON.value)
+
+
 def _given() -> ConfigDict:
     if CONFIG.value is None:
         raise ValueError("what is to be measured? --config configs/<system>.py[:variant]")
@@ -147,6 +176,8 @@ def _questions(count: int) -> list[dict]:
 
 def main(argv: list[str]) -> None:
     kinds = {"serve": serve, "convert": convert, "train": train, "data": data}
+    kinds["precision"] = precision
+    kinds |= {kind: functools.partial(answers, kind) for kind in ("prefill", "decode")}
     if len(argv) != 2 or argv[1] not in kinds:
         raise ValueError(f"what is to be measured? one of {', '.join(kinds)}")
     kinds[argv[1]]()

@@ -154,8 +154,8 @@ def page(lines: Sequence[Line]) -> str:
     return text_table(head, rows, [], align="<" + ">" * (len(head) - 1))
 
 
-def save(path: str | Path, kind: str, shapes: str, lines: Sequence[Line], **further: Any) -> None:
-    """Appends one JSON object."""
+def save(path: str | Path, kind: str, shapes: str, lines: Sequence[Any], **further: Any) -> None:
+    """Appends one JSON object; ``lines`` are dataclasses."""
     record = {"kind": kind, "shapes": shapes} | facts() | further
     record["lines"] = [dataclasses.asdict(line) for line in lines]
     with open(path, "a") as file:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmjax.kernels.attention import attention
@@ -153,7 +154,7 @@ class Decoder(nnx.Module):
             return self.layer(block, x, positions, attend, extra=extra, index=index, seen=seen)
 
         earlier = None if past is None else (past.keys, past.values)
-        xs = (jnp.arange(self.config.num_layers), earlier)
+        xs = (np.arange(self.config.num_layers), earlier)
         more = dict(edits=edits, remat=self.config.remat)
         x = self.start(x, positions)
         x, kept, _ = run(self.layers, layer, x, xs=xs, **more, **self.extras())
@@ -196,7 +197,7 @@ class Decoder(nnx.Module):
             )
 
         earlier = prompt.keys, prompt.values
-        xs = (jnp.arange(self.config.num_layers), earlier, cache.keys, cache.values)
+        xs = (np.arange(self.config.num_layers), earlier, cache.keys, cache.values)
         x, kept, _ = run(self.layers, layer, self.start(x, positions), xs=xs, **self.extras())
         keys, values = kept
         cache = Cache(prompt, keys, values, cache.position + 1, cache.count + 1, cache.seen)

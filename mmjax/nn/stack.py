@@ -61,7 +61,8 @@ def run(
       body: see `Body`; ``extra`` is None on layers that have none.
       carry: handed from layer to layer.
       xs: pytree with a leading axis of ``num_layers``; each layer gets its entry. Beside parameters
-        that are kept apart, arrays may be too.
+        that are kept apart, arrays may be too; entries of numpy arrays are numbers then, and not
+        traced.
       edits: layer -> function applied to the hidden states just before it; only where the stack is
         split, or before layer 0.
       taps: layers after which the hidden states are wanted.
@@ -172,8 +173,8 @@ class _Scan:
         index = jnp.arange(self.start, self.start + self.length)
         stacked = jax.tree.map(head, (index, self.weights, xs))
         extras = jax.tree.map(lambda x: x[:turns] if x.shape[0] != turns else x, self.extra_weights)
-        # Forth and back are two loops: nothing of one can stand in for the other's, and the barriers
-        # that would see to it only keep XLA from fusing.
+        # Forth and back are two loops: nothing of one can stand in for the other's, and the
+        # barriers that would see to it only keep XLA from fusing.
         turn = _remat(self._turn, self.remat, prevent_cse=False)
         carry, ys = jax.lax.scan(turn, carry, (stacked, extras))
         ys = jax.tree.map(lambda y: y.reshape(turns * p, *y.shape[2:]), ys)
