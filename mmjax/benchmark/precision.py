@@ -32,7 +32,8 @@ class Agreement:
     Attributes:
       places: how many.
       same: share of them where the same token is the best.
-      close: share of the others where float32's best two are nearer than ``gap``: ties, as it were.
+      close: share of the others where float32's best two are nearer than ``gap``: ties, as it were;
+        None where there are no others.
       gap: the largest difference between two logits; ``spread``: the standard deviation of
         float32's.
     """
@@ -40,7 +41,7 @@ class Agreement:
     dtype: str
     places: int
     same: float
-    close: float
+    close: float | None
     gap: float
     spread: float
 
@@ -68,10 +69,10 @@ def measure(
     shapes = f"{config['system']} {config['variant']}: {rows} rows, {len(exact)} places"
     print(heading(shapes))
     head = ["", "same best token", "else a near tie", "largest gap", "spread of logits"]
-    shares = [(f"{100 * x.same:.2f} %", f"{100 * x.close:.0f} %") for x in found]
+    percent = lambda share: "" if share is None else f"{100 * share:.4g} %"  # noqa: E731
     body = [
-        [x.dtype, *share, f"{x.gap:.3g}", f"{x.spread:.3g}"]
-        for x, share in zip(found, shares, strict=True)
+        [x.dtype, percent(x.same), percent(x.close), f"{x.gap:.3g}", f"{x.spread:.3g}"]
+        for x in found
     ]
     print("\n" + text_table(head, body, [], align="<>>>>"))
     if file is not None:
@@ -106,7 +107,7 @@ def _compared(dtype: str, exact: np.ndarray, other: np.ndarray) -> Agreement:
     best, gap = exact.argmax(axis=1), np.abs(other - exact).max()
     is_same = best == other.argmax(axis=1)
     first, second = np.sort(exact[~is_same], axis=1)[:, ::-1][:, :2].T
-    close = float(np.mean(first - second < gap)) if not is_same.all() else 1.0
+    close = None if is_same.all() else float(np.mean(first - second < gap))
     return Agreement(
         dtype, len(exact), float(is_same.mean()), close, float(gap), float(exact.std())
     )

@@ -28,6 +28,7 @@ class TorchAnswers:
     """Prompts of random embeddings, answered without an end token: all tokens are made.
 
     Attributes:
+      prompts: [rows places d].
       notice: what of our language model it lacks; "" if nothing.
     """
 
@@ -66,7 +67,7 @@ class TorchAnswers:
         model = model.eval()
         _load(model, plain, {path: params[path] for path in wanted})
         self._model, self._beams = model, beams
-        self._prompts = torch.randn(rows, places, config.embed_dim, device=device, dtype=held)
+        self.prompts = torch.randn(rows, places, config.embed_dim, device=device, dtype=held)
         self._device = device
 
     def eager(self, tokens: int) -> Callable[[], np.ndarray]:
@@ -83,7 +84,7 @@ class TorchAnswers:
     @torch.no_grad()
     def _generate(self, model: Any, tokens: int, **how: Any) -> np.ndarray:
         made = model.generate(
-            inputs_embeds=self._prompts,
+            inputs_embeds=self.prompts,
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,

@@ -48,7 +48,7 @@ class TorchStep:
           ValueError: the system has no counterpart.
         """
         _, lora = split_lora(one.config["model"])
-        remat = one.config["model"]["language"].get("remat", "none") != "none"
+        remat = one.config["model"]["language"].get("remat") == "full"  # torch has no `dots`
         lora = lora and vars(lora)
         model = make_counterpart(
             one.config["system"], one.stage.system.config, lora, one.trainable, remat=remat

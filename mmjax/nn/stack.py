@@ -173,8 +173,8 @@ class _Scan:
         index = jnp.arange(self.start, self.start + self.length)
         stacked = jax.tree.map(head, (index, self.weights, xs))
         extras = jax.tree.map(lambda x: x[:turns] if x.shape[0] != turns else x, self.extra_weights)
-        # Forth and back are two loops: nothing of one can stand in for the other's, and the
-        # barriers that would see to it only keep XLA from fusing.
+        # Forth and back are two loops: nothing of one can stand in for the other's, so barriers
+        # against that would only keep XLA from fusing.
         turn = _remat(self._turn, self.remat, prevent_cse=False)
         carry, ys = jax.lax.scan(turn, carry, (stacked, extras))
         ys = jax.tree.map(lambda y: y.reshape(turns * p, *y.shape[2:]), ys)
