@@ -156,7 +156,7 @@ def test_random_kills_leave_no_trace(tmp_path):
     """``KILLS`` of them (10), each at a moment drawn by ``SEED`` (0): in a start, or after up to
     three checkpoints."""
     kills, seed = (int(os.environ.get(name, x)) for name, x in (("KILLS", 10), ("SEED", 0)))
-    steps, draw = 16 + 5 * kills, random.Random(seed)
+    steps, draw = 16 + 10 * kills, random.Random(seed)
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "disturbed"
     began = time.monotonic()
     finish(undisturbed, **{"instruct.steps": steps})

@@ -39,8 +39,8 @@ def train_here(config, workdir, num_devices: int, monkeypatch) -> None:
         loop.train(resolve(config), workdir)
 
 
-def start_two_processes(*arguments: str) -> list[subprocess.Popen]:
-    """scripts/train.py, each process with two devices."""
+def start_two_processes(*arguments: str, **variables: str) -> list[subprocess.Popen]:
+    """scripts/train.py, each process with two devices; and with these variables besides."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -53,6 +53,7 @@ def start_two_processes(*arguments: str) -> list[subprocess.Popen]:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "PYTHONPATH": str(ROOT),
     }
+    environment |= variables
     return [
         subprocess.Popen(
             [sys.executable, "scripts/train.py", *arguments],
@@ -182,10 +183,37 @@ def test_one_of_two_processes_is_told_to_stop_and_both_do(tmp_path):
     assert last < 100 and f"instruct is saved at step {last}" in first
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1], ids=["the first", "the second"])
+def test_when_one_process_is_killed_the_other_ends_and_a_new_start_goes_on(tmp_path, lost):
+    """Within the silence that it is given (10 seconds, and as many to notice and to end)."""
+    options = ["--config.preset=fsdp", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    options = [f"--config={SHORT}:saving", f"--workdir={tmp_path}", *options]
+    folder = tmp_path / "checkpoints" / "instruct"
+    longer = [*options, "--config.instruct.steps=24"]
+    processes = start_two_processes(*longer, MMJAX_HEARTBEAT_SECONDS="10")
+    while not (folder / "2").is_dir() and all(p.poll() is None for p in processes):
+        time.sleep(0.05)
+    processes[lost].kill()
+    _, errors = processes[1 - lost].communicate(timeout=30)
+    assert processes[1 - lost].returncode not in (0, None), errors
+    processes[lost].communicate()
+    whole = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    assert 2 <= whole < 24
+
+    first, _ = wait_for(start_two_processes(*longer))
+    assert f"Stage instruct goes on after step {whole}" in first
+    assert (folder / "24").is_dir()
+
+
 def test_variables_of_a_start_by_hand(monkeypatch):
     for name in (*distributed.BY_HAND, "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     distributed.initialize()  # one process needs nothing
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="'soon', it must be a wh"):
+        patch.setenv("JAX_NUM_PROCESSES", "2")
+        patch.setenv("MMJAX_HEARTBEAT_SECONDS", "soon")
+        distributed.initialize()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ValueError) as error:
         distributed.initialize()
