@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from mmjax.data.example import BadSample
+from mmjax.data.patience import Stalled
 
 MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, BadSample)
 
@@ -27,6 +29,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
             main(argv)
+        except Stalled as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.stdout.flush()
+            os._exit(1)  # its threads hang: the interpreter would wait for them
         except MENDABLE as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except KeyboardInterrupt:
@@ -59,7 +65,7 @@ def _problem(config: ConfigDict, key: str) -> str | None:
         if not isinstance(holder, ConfigDict) or name not in holder:
             known = list(holder) if isinstance(holder, ConfigDict) else []
             optional = OPTIONAL.get(section, []) if known else []
-            if name in optional and key.endswith(f"{section}.{name}"):
+            if name in optional and f".{key}".endswith(f"{section}.{name}"):
                 return None
             known = list(dict.fromkeys([*known, *optional]))
             near = difflib.get_close_matches(name, known, n=3)

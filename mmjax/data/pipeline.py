@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import math
 import threading
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal
@@ -21,6 +22,7 @@ from mmjax.data.features import FeatureStore, frame_keys
 from mmjax.data.images import check_preparation, prepare
 from mmjax.data.in_words import Word, words
 from mmjax.data.mixture import weighted_order
+from mmjax.data.patience import patient
 from mmjax.data.planning import BucketedOrder, PackedOrder, measured
 from mmjax.data.sequence import (
     PARTS,
@@ -80,6 +82,7 @@ class Pipeline:
         pack: bool = False,
         buckets: Collection[Lengths] = (),
         host: tuple[int, int] = (0, 1),
+        patience: float = 60.0,
     ):
         """
         Args:
@@ -115,6 +118,8 @@ class Pipeline:
             at the start, too.
           host: (index, count); this host's rows are the index-th of count equal shares of each
             batch.
+          patience: seconds without a batch after which it is said what is being read, see
+            `mmjax.data.patience`.
         """
         index, count = host
         if batch_size % count or not 0 <= index < count:
@@ -150,7 +155,8 @@ class Pipeline:
         by_chance = "first" if generating or features is not None else "random"
         self._draws_frames = (frame_choice or by_chance) == "random"
         self._overlong, self._generating = overlong, generating
-        self._host = host
+        self._host, self._patience = host, patience
+        self._reading: dict[str, tuple[int, float]] = {}  # thread -> record, since when
         in_order = grain.MapDataset.range(len(source)).repeat()
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
         if generating and (pack or buckets):
@@ -270,13 +276,14 @@ class Pipeline:
         return self._shown(batch, whole, shown)
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
-        """``batch_at(start_step)`` and on, read ahead by threads; endless without ``num_steps``."""
+        """``batch_at(start_step)`` and on, read ahead by threads; endless without ``num_steps``.
+
+        Raises:
+          Stalled: they do not come back, see `mmjax.data.patience`.
+        """
         stop = 2**40 if num_steps is None else start_step + num_steps
-        return iter(
-            grain.MapDataset.range(start_step, stop)
-            .map(self.batch_at)
-            .to_iter_dataset(READ_OPTIONS)
-        )
+        steps = grain.MapDataset.range(start_step, stop).map(self.batch_at)
+        return self._patiently(steps)
 
     def epoch(self, batch_size: int) -> Iterator[tuple[Batch, list[Example | None]]]:
         """All records once, in order, for evaluation: this host's rows of each batch of
@@ -305,7 +312,7 @@ class Pipeline:
             lambda i: self._loaded_or_reason(records[i]) if records[i] < number else beyond
         )
         shown, waiting = None, []  # shown: the last good row so far, with its record
-        for record, row in zip(records, rows.to_iter_dataset(READ_OPTIONS), strict=True):
+        for record, row in zip(records, self._patiently(rows), strict=True):
             waiting.append((record, row) if isinstance(row, _Row) else None)
             if len(waiting) < batch_size // self._host[1]:
                 continue
@@ -316,6 +323,20 @@ class Pipeline:
             batch = self._batch([row for _, row in filled], [record for record, _ in filled])
             yield batch, [row and row[1].example for row in waiting]
             waiting = []
+
+    def _patiently(self, items: grain.MapDataset) -> Iterator:
+        return patient(iter(items.to_iter_dataset(READ_OPTIONS)), self._patience, self._in_progress)
+
+    def _in_progress(self) -> str:
+        """What the threads read, those that have been at it for long first."""
+        with self._lock:
+            longest = sorted(self._reading.items(), key=lambda each: each[1][1])
+        now = time.monotonic()
+        lines = [
+            f"record {record} for {now - since:.0f} s ({thread})"
+            for thread, (record, since) in longest[:4]
+        ]
+        return f"of {self.source.name}, threads read {', '.join(lines) or 'nothing'}"
 
     def _share(self, step: int, batch_size: int) -> range:
         """Positions of this host's rows of the ``step``-th batch."""
@@ -349,7 +370,9 @@ class Pipeline:
     def _loaded_or_reason(self, record: int, position: int | None = None) -> "_Row | BadSample":
         """The row of a record, wanted at ``position`` of the order, or why there is none (which is
         then in quarantine)."""
-        example = None
+        example, thread = None, threading.current_thread().name
+        with self._lock:
+            self._reading[thread] = record, time.monotonic()
         try:
             example = self.source[record]
             return self._load(example, record, position)
@@ -359,6 +382,9 @@ class Pipeline:
             step = None if position is None else position // self._batch_size + 1
             self._note(record, example, error, step)
             return error
+        finally:
+            with self._lock:
+                self._reading.pop(thread)
 
     def _note(
         self, record: int, example: Example | None, error: BadSample, step: int | None = None

@@ -1,6 +1,10 @@
 """The one dispatch of attention: xla | cudnn | splash. The only file that asks for the platform."""
 
+import contextlib
+import contextvars
 import functools
+import sys
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,29 @@ import jax.numpy as jnp
 from mmjax.parallel.sharding import shard_attention, shard_obstacle
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+
+_noted: contextvars.ContextVar[dict[str, None] | None] = contextvars.ContextVar("noted")
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[dict[str, None]]:
+    """Collects a line, as a key, for every kind of attention that is traced inside (not what was
+    compiled before): the network, which has a file of its own, the lengths, the kernel it got, and
+    why not a faster one."""
+    choices: dict[str, None] = {}
+    token = _noted.set(choices)
+    try:
+        yield choices
+    finally:
+        _noted.reset(token)
+
+
+def _note(query: jax.Array, key: jax.Array, implementation: str, reason: str | None) -> None:
+    if (choices := _noted.get(None)) is None:
+        return
+    caller = sys._getframe(2).f_globals["__name__"].rpartition(".")[2]
+    line = f"{caller} {query.shape[1]} x {key.shape[1]}: {implementation}"
+    choices[line + (f" ({reason})" if reason else "")] = None
 
 
 def attention(
@@ -55,8 +82,10 @@ def attention(
         raise ValueError("give segments of both queries and keys, or of neither")
     if bias is not None and implementation not in ("auto", "xla"):
         raise ValueError(f"{implementation} attention takes no bias; give 'xla' or 'auto'")
+    reason = "as asked for"
     if implementation == "auto":
-        implementation = "xla" if bias is not None else _choose(query, key)
+        implementation, reason = _choose(query, key, bias)
+    _note(query, key, implementation, reason)
     if implementation == "splash":
         if reason := _splash_obstacle(query, key):
             raise ValueError(
@@ -87,16 +116,24 @@ def _platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _choose(query: jax.Array, key: jax.Array) -> str:
+def _choose(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> tuple[str, str | None]:
+    """(implementation, why not the platform's fast one)."""
     platform = _platform()
-    # Of short texts the fillings would be most of the work.
-    is_long = min(query.shape[1], key.shape[1]) > _SPLASH_BLOCK // 2
-    if platform == "tpu" and is_long and not _splash_obstacle(query, key):
-        return "splash"
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
-        return "cudnn"
-    return "xla"
+    if platform not in ("tpu", "gpu"):
+        return "xla", platform
+    if bias is not None:
+        return "xla", "only it takes a bias"
+    if platform == "tpu":
+        # Of short texts the fillings would be most of the work.
+        if (shorter := min(query.shape[1], key.shape[1])) <= _SPLASH_BLOCK // 2:
+            return "xla", f"splash is for more than {_SPLASH_BLOCK // 2} places, here are {shorter}"
+        reason = _splash_obstacle(query, key)
+        return ("xla", f"not splash: {reason}") if reason else ("splash", None)
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return "xla", f"cudnn does not take {query.dtype}"
+    if (h := query.shape[-1]) % 8 or h > 128:
+        return "xla", f"cudnn takes heads of 8, 16, ... 128, not {h}"
+    return "cudnn", None
 
 
 def _mask(query, key, causal, query_segments, key_segments) -> jax.Array | None:

@@ -7,6 +7,9 @@ in every process with three variables:
     JAX_NUM_PROCESSES=2
     JAX_PROCESS_ID=0                    0, 1, ...
 
+A process that ends without a word (its host is lost) takes the others with it: they are told when
+it has been silent for 100 seconds, or as many as MMJAX_HEARTBEAT_SECONDS says in all of them.
+
 All processes run the same code, so that they meet in the same collectives. What people read comes
 from process 0 alone: the others are silent, and write into a `story_folder` that vanishes.
 """
@@ -29,6 +32,7 @@ ADDRESS, NUM_PROCESSES, PROCESS_ID = BY_HAND = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
 )
+HEARTBEAT = "MMJAX_HEARTBEAT_SECONDS"
 
 
 def initialize() -> None:
@@ -46,8 +50,12 @@ def initialize() -> None:
     in_cluster = (tasks > 1 or hosts > 1) and given.keys() <= {ADDRESS}
     if not given and not in_cluster:
         return
+    silence = os.environ.get(HEARTBEAT, "100")
+    if not silence.isdecimal() or not int(silence):
+        raise ValueError(f"{HEARTBEAT} is {silence!r}, it must be a whole number of seconds")
+    options = dict(heartbeat_timeout_seconds=int(silence))
     if in_cluster:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**options)
     else:
         if problems := _problems(given):
             raise ValueError(
@@ -55,7 +63,7 @@ def initialize() -> None:
                 f"{', '.join(BY_HAND)}:\n  " + "\n  ".join(problems)
             )
         jax.distributed.initialize(
-            given[ADDRESS], int(given[NUM_PROCESSES]), int(given[PROCESS_ID])
+            given[ADDRESS], int(given[NUM_PROCESSES]), int(given[PROCESS_ID]), **options
         )
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")

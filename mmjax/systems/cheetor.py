@@ -127,7 +127,7 @@ class LinearVPGC(nnx.Module):
     def __init__(self, config: CheetorConfig):
         e, d = config.blip2.vision.embed_dim, config.language.embed_dim
         self.guidance_projection = Dense(d, d, axes=("embed", None), init=normal(d**-0.5))
-        self.image_projection = Dense(e, d, axes=("vit_embed", "embed"), init=zeros)
+        self.image_projection = Dense(e, d, axes=("projection", "embed"), init=zeros)
 
     def __call__(
         self, blip2: Blip2, image: jax.Array, guidance: jax.Array

@@ -120,8 +120,8 @@ class MlpConnector(nnx.Module):
 
     def __init__(self, in_dim: int, out_dim: int, config: ConnectorConfig):
         whole = config.num_tokens * out_dim
-        self.hidden = Linear(in_dim, whole // 2, axes=("projection", "mlp"))
-        self.out = Linear(whole // 2, whole, axes=("mlp", None))
+        self.hidden = Linear(in_dim, whole // 2, axes=("clip_embed", "mlp"))
+        self.out = Linear(whole // 2, whole, axes=("mlp", "embed"))
         self.num_tokens = config.num_tokens
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [b c] -> [b q d]
@@ -155,7 +155,7 @@ class TransformerConnector(nnx.Module):
     other in pre-norm blocks; what has become of the learned ones comes out, without a norm."""
 
     def __init__(self, in_dim: int, out_dim: int, config: ConnectorConfig):
-        self.linear = Linear(in_dim, config.num_latents * out_dim, axes=("projection", None))
+        self.linear = Linear(in_dim, config.num_latents * out_dim, axes=("projection", "embed"))
         self.prefix = param((config.num_tokens, out_dim), (None, "embed"), normal(1.0))
         self.layers = stack(_Block(out_dim, config), config.num_layers)
         self.config = config

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
+from mmjax.kernels.attention import noted
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.collectives import Traffic, traffic
 from mmjax.parallel.mesh import make_mesh
@@ -51,6 +52,7 @@ class Compiled:
         the batch; what it does not read, too), and what it needs besides.
       cost: of what it computes; ``useful``: without what is computed again (remat).
       traffic: kind of collective -> what is sent so.
+      kernels: of its attention, see `mmjax.kernels.attention.noted`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Compiled:
     cost: Cost
     useful: Cost
     traffic: Mapping[str, Traffic]
+    kernels: tuple[str, ...] = ()
 
     @property
     def memory(self) -> int:
@@ -216,23 +219,31 @@ class Ahead:
         program = self._traced(advance, self._params, state)
         yield self._compiled("decode", program, rows, state, following)[0]
 
-    def _traced(self, program: Callable, *arguments: Any) -> Any:
-        with jax.set_mesh(self.mesh):
-            return program.trace(*arguments)
+    def _traced(self, program: Callable, *arguments: Any) -> tuple[Any, tuple[str, ...]]:
+        """(the program to be compiled, its kernels of attention)."""
+        with jax.set_mesh(self.mesh), noted() as kernels:
+            return program.trace(*arguments), tuple(kernels)
 
     def _compiled(
-        self, name: str, traced: Any, rows: int, beside: Any, alone: Callable[[System, int], Cost]
+        self,
+        name: str,
+        traced: tuple[Any, tuple[str, ...]],
+        rows: int,
+        beside: Any,
+        alone: Callable[[System, int], Cost],
     ) -> tuple[Compiled, Any]:
         """
         Args:
+          traced: see `_traced`.
           beside: arrays that lie there beside the weights.
           alone: (system, rows) -> the cost of the rows of one device, by whole weights; found
             outside of the mesh, where attention is plain products that can be counted.
         """
         start = time.monotonic()
+        to_compile, kernels = traced
         try:
             with jax.set_mesh(self.mesh):
-                program = traced.lower(lowering_platforms=(self._platform,)).compile()
+                program = to_compile.lower(lowering_platforms=(self._platform,)).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise DoesNotFit(f"{name}: {_reason(str(error))}") from error
@@ -250,6 +261,7 @@ class Ahead:
             alone(self.system, mine) * share,
             alone(without, mine) * share,
             traffic(program.as_text()),
+            kernels,
         )
         return made, program
 

@@ -81,8 +81,11 @@ def page(made: list[Compiled], chip: Chip) -> str:
         mfu = f"{100 * low:.0f} to {100 * high:.0f} %"
         work.append([one.name, f"{one.cost.flops / 1e12:.3g}", useful, *bounds, mfu])
     sent = [f"{one.name}: {_sent(one.traffic)}" for one in made]
+    kernels = [f"{one.name}: {'; '.join(one.kernels) or 'none'}" for one in made]
     table = lambda lines: text_table(lines[0], lines[1:], [], align="<" + ">" * (len(lines[0]) - 1))  # noqa: E731
-    return "\n\n".join(["", table(rows), table(work), "Sent between devices\n" + "\n".join(sent)])
+    lists = {"Sent between devices": sent, "Attention": kernels}
+    lists = ["\n".join([head, *lines]) for head, lines in lists.items()]
+    return "\n\n".join(["", table(rows), table(work), *lists])
 
 
 def _sent(traffic: Mapping[str, Traffic]) -> str:
@@ -144,4 +147,5 @@ def _compiled_from(values: dict[str, Any]) -> Compiled:
     """The inverse of `dataclasses.asdict`."""
     traffic = {kind: Traffic(**one) for kind, one in values["traffic"].items()}
     costs = {name: Cost(**values[name]) for name in ("cost", "useful")}
-    return Compiled(**values | costs | dict(traffic=traffic))
+    kernels = tuple(values.get("kernels", ()))  # files of earlier versions have none
+    return Compiled(**values | costs | dict(traffic=traffic, kernels=kernels))

@@ -10,7 +10,7 @@ never had: the data position is the step, and what the next log line is the mean
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from mmjax.data.batch import Batch
 from mmjax.data.features import FeatureStore
 from mmjax.data.in_words import describe
 from mmjax.data.pipeline import Pipeline
+from mmjax.kernels.attention import noted
 from mmjax.nn.param import Params
 from mmjax.parallel.distributed import first_says, gather, is_first, story_folder, wait_for_all
 from mmjax.parallel.sharding import gather_rows, place, put_rows, replicated
@@ -75,7 +76,7 @@ def _train(
     run = build(config)
     claim(workdir, config)
     run.tokenizer.save(story / "tokenizer")
-    with MetricsWriter(story) as writer, jax.set_mesh(run.mesh):
+    with MetricsWriter(story) as writer, jax.set_mesh(run.mesh), noted() as kernels:
         bad_samples = BadSamples(story)
         features = picture_features(run, workdir, interruption)
         params = run.params
@@ -90,6 +91,7 @@ def _train(
                 bad_samples=bad_samples,
                 features=features,
                 interruption=interruption,
+                kernels=kernels,
             )
             params = _train_stage(stage, params)
         final = {}
@@ -121,6 +123,7 @@ class _Stage:
       features: stored picture features, or None.
       writer, bad_samples: of the run directory; in all processes but the first, of a folder that
         vanishes.
+      kernels: of attention, traced so far in the run, see `mmjax.kernels.attention.noted`.
     """
 
     run: Run
@@ -132,6 +135,7 @@ class _Stage:
     bad_samples: BadSamples
     features: FeatureStore | None
     interruption: Interruption
+    kernels: Mapping[str, None]
 
     def is_due(self, what: Literal["log", "save", "eval"], step: int) -> bool:
         """Every so many steps, as the config says. The last step is always logged and saved; the
@@ -224,6 +228,8 @@ def _steps(
                     batch = next(batches)
                 seen = see(frozen | state.trainable, batch)
                 state, metrics = step_fn(state, frozen, seen)
+                if step == first + 1:
+                    progress.say("attention: " + "; ".join(stage.kernels))
                 share = config["batch_size"] / len(batch.row_id)  # other processes' are as long
                 tokens = round(share * _num_tokens(batch))
                 meter.add(metrics, samples=config["batch_size"], tokens=tokens)

@@ -199,10 +199,11 @@ def _rows_of_a_device(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
 
 
 def _bytes(x) -> int:
-    dtype = x.dtype
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return 8 * math.prod(x.shape)
-    return math.prod(x.shape) * np.dtype(dtype).itemsize
+    return math.prod(x.shape) * _itemsize(x.dtype)
+
+
+def _itemsize(dtype) -> int:
+    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
 
 
 def _shard_size(x, sharding: NamedSharding) -> int:
@@ -210,4 +211,4 @@ def _shard_size(x, sharding: NamedSharding) -> int:
 
 
 def shard_bytes(x, sharding: NamedSharding) -> int:
-    return _shard_size(x, sharding) * np.dtype(x.dtype).itemsize
+    return _shard_size(x, sharding) * _itemsize(x.dtype)

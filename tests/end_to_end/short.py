@@ -19,8 +19,10 @@ def load_config(name: str):
 
 def get_config(variant: str = ""):
     """``saving``: no questions asked, and a checkpoint after every step; its second stage has two
-    sources. ``spread``: over all
-    devices, with questions that are no multiple of the batch."""
+    sources. ``spread``: over all devices, with questions that are no multiple of the batch;
+    ``spread-SYSTEM`` the same of another system."""
+    if variant.startswith("spread"):
+        return spread(variant.partition("-")[2] or "lmeye")
     config = load_config("lmeye.py")
     config.align.steps, config.instruct.steps = 4, 6
     for stage in (config.align, config.instruct):
@@ -45,17 +47,38 @@ def get_config(variant: str = ""):
         data = config.instruct.data.to_dict() | dict(source=parts)
         config.instruct.data = {k: v for k, v in data.items() if k != "options"}
         config.instruct.data.weights = dict(seen=3.0, held_out=1.0)
-    if variant == "spread":
-        config.preset, config.mesh.data, config.mesh.fsdp = "fsdp", 1, -1
-        config.align.steps, config.instruct.steps = 2, 5
-        config.align.eval_at_end = False
-        for stage in (config.align, config.instruct):
-            stage.keep_checkpoints, stage.optimizer.learning_rate = 3, 1e-3
-            stage.data.options.limit = 30
-        config.instruct.eval.update(batch_size=16)
-        config.instruct.eval.data.options, config.test.data.options = {"limit": 21}, {"limit": 37}
-        config.test.batch_size = 16
     return config
+
+
+def spread(system: str):
+    """The tiny variant of a system over all devices, two steps of its first stages and five of the
+    last, which alone asks questions."""
+    config = load_config(f"{system}.py")
+    config.preset, config.mesh.data, config.mesh.fsdp = "fsdp", 1, -1
+    for stage in (config[name] for name in config.stages):
+        is_last = stage is config[config.stages[-1]]
+        stage.update(
+            steps=5 if is_last else 2, batch_size=8, keep_checkpoints=3, eval_at_end=is_last
+        )
+        stage.update(log_every=1, save_every=2)
+        stage.optimizer.update(learning_rate=1e-3, warmup_steps=1)
+        shorten(stage.data, 30)
+        stage.eval.batch_size = 16
+        shorten(stage.eval.data, 21)
+    config.test.batch_size = 16
+    shorten(config.test.data, 37)
+    return config
+
+
+def shorten(data, count: int) -> None:
+    """Leaves about ``count`` records; all alike, where there is one source."""
+    parts = data.source.values() if hasattr(data.source, "values") else [data]
+    for part in parts:
+        options = part.get("options") or {}
+        made = part.source.removeprefix("easy-vqa-") in ("multi", "clips", "differences", "lrv")
+        part.options = dict(options) | {"num_records" if made else "limit": -(-count // len(parts))}
+    if parts == [data] and "weights" in data:
+        del data["weights"]
 
 
 def measured(workdir: Path) -> list[dict]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mmjax.kernels.attention import attention
+from mmjax.kernels.attention import attention, noted
 from mmjax.parallel.mesh import AXES, make_mesh
 
 
@@ -229,3 +229,42 @@ def test_segments_come_in_pairs():
     query, key, value = tensors(t=4, s=4, h=4)
     with pytest.raises(ValueError, match="both queries and keys"):
         attention(query, key, value, causal=True, key_segments=np.ones((2, 4), np.int32))
+
+
+def on(kind: str, platform: str):
+    """A mesh of one device that is not here."""
+    device = jax.sharding.AbstractDevice(kind, num_cores=1, platform=platform)
+    axis_types = (AxisType.Auto,) * 3
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=axis_types, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+@pytest.mark.parametrize(
+    ("platform", "shape", "dtype", "bias", "line"),
+    [
+        ("tpu", dict(t=70, s=256, h=64), "bfloat16", False, "70 x 256: splash"),
+        ("tpu", dict(t=32, s=257, h=64), "bfloat16", False,
+         "32 x 257: xla (splash is for more than 64 places, here are 32)"),
+        ("tpu", dict(t=70, s=70, h=64), "float16", False,
+         "70 x 70: xla (not splash: TPUs do not compute in float16)"),
+        ("tpu", dict(t=70, s=70, h=64), "bfloat16", True, "70 x 70: xla (only it takes a bias)"),
+        ("gpu", dict(t=4, s=6, h=64), "bfloat16", False, "4 x 6: cudnn"),
+        ("gpu", dict(t=4, s=6, h=64), "float32", False,
+         "4 x 6: xla (cudnn does not take float32)"),
+        ("gpu", dict(t=4, s=6, h=12), "float16", False,
+         "4 x 6: xla (cudnn takes heads of 8, 16, ... 128, not 12)"),
+        ("cpu", dict(t=4, s=6, h=64), "float32", False, "4 x 6: xla (cpu)"),
+    ],
+)  # fmt: skip
+def test_what_was_chosen_is_noted_with_the_reason(platform, shape, dtype, bias, line, monkeypatch):
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, *_, **__: query)
+    qkv = [jnp.asarray(x, dtype) for x in tensors(**shape)]
+    options = dict(bias=jnp.zeros((2, shape["t"], shape["s"]))) if bias else {}
+    run = functools.partial(attention, causal=False, **options)
+    with on("anything", platform), noted() as choices:
+        for _ in range(2):
+            jax.eval_shape(lambda *x: run(*x), *qkv)
+    assert list(choices) == [f"test_attention {line}"], "once, under the caller's name"
+    with noted() as choices:
+        attention(*qkv, causal=False, implementation="xla")
+    assert list(choices) == [f"test_attention {line.split(':')[0]}: xla (as asked for)"]

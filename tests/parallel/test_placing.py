@@ -1,5 +1,7 @@
 """Full size: nothing large is whole on a device, neither later nor on its way there."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from mmjax.nn.param import ParamSpec, init_params, normal, specs
 from mmjax.parallel.mesh import make_abstract_mesh, make_mesh
 from mmjax.parallel.sharding import REPLICATE_BELOW, place, replicated, resolve
 from mmjax.systems.lmeye import LMEye, LMEyeConfig
+from mmjax.systems.registry import SYSTEMS
+from mmjax.systems.visual_llama import ConnectorConfig
 from mmjax.train import build
 from mmjax.train.optim import OptimizerConfig, make_optimizer
 from mmjax.train.state import TrainState, state_shardings
@@ -17,6 +21,19 @@ from mmjax.train.state import TrainState, state_shardings
 MESHES = {
     "fsdp": [(1, 2, 1), (1, 8, 1), (2, 4, 1), (1, 16, 1), (4, 16, 1), (1, 64, 1)],
     "fsdp_tp": [(1, 4, 2), (2, 2, 2), (1, 8, 8), (2, 16, 2), (1, 32, 2), (8, 2, 4)],
+}
+PUBLISHED = {
+    "lmeye": "llama-7b llama-13b vicuna-7b vicuna-13b opt-iml-1.3b bloomz-7b1 mpt-7b",
+    "lmeye_blip2": "blip2-flan-t5-xl blip2-flan-t5-xxl blip2-chatglm2-6b blip2-opt-2.7b",
+    "visual_llama": "7b 13b",
+    "minigpt4": "vicuna-7b vicuna-13b",
+    "mplug_owl": "llama-7b",
+    "cheetor": "vicuna-7b vicuna-13b llama2-7b",
+    "lynx": "7b 7b-224 7b-cross-attention",
+}
+VARIED = {  # the other kind of a part that these have in two
+    "visual_llama": dict(connector=ConnectorConfig(kind="transformer")),
+    "cheetor": dict(vpg="linear"),
 }
 CASES = [(preset, sizes) for preset, meshes in MESHES.items() for sizes in meshes]
 
@@ -26,11 +43,28 @@ def axes_of(sharding) -> set[str]:
     return {axis for entry in entries for axis in (entry if isinstance(entry, tuple) else (entry,))}
 
 
-@pytest.mark.parametrize("variant", ["llama-7b", "llama-13b"])
+@pytest.mark.parametrize("system", PUBLISHED)
+def test_nothing_over_4_mib_is_whole_under_fsdp(system):
+    """Parameters of every published size, on every mesh."""
+    make = SYSTEMS[system]
+    configs = [make.Config.named(variant) for variant in PUBLISHED[system].split()]
+    configs += [dataclasses.replace(configs[0], **VARIED[system])] if system in VARIED else []
+    for config in configs:
+        wanted = specs(make(config))
+        size = {path: spec.size * spec.dtype.itemsize for path, spec in wanted.items()}
+        assert sum(size.values()) > 2**30
+        for preset, sizes in CASES:
+            shardings = resolve(wanted, make_abstract_mesh(64, *sizes), preset)
+            for path in (path for path in wanted if size[path] > 4 * 2**20):
+                where, shape = shardings[path], wanted[path].shape
+                assert "fsdp" in axes_of(where), (path, where.spec)
+                assert np.prod(where.shard_shape(shape)) * sizes[1] <= np.prod(shape), path
+
+
 @pytest.mark.parametrize(("preset", "sizes"), CASES, ids=str)
-def test_nothing_over_4_mib_is_whole_under_fsdp(variant, preset, sizes):
-    """Parameters, and the moments of all of them if all were trained."""
-    wanted = specs(LMEye(LMEyeConfig.named(variant)))
+def test_moments_lie_as_their_parameters(preset, sizes):
+    """If all were trained."""
+    wanted = specs(LMEye(LMEyeConfig.named("llama-7b")))
     mesh = make_abstract_mesh(64, *sizes)
     shardings = resolve(wanted, mesh, preset)
     params = {path: jax.ShapeDtypeStruct(spec.shape, jnp.float32) for path, spec in wanted.items()}

@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 from end_to_end.short import ROOT, get_config, measured
 
+from conversion.store import save_imported
 from mmjax.data.features import FeatureStore
+from mmjax.models.t5 import T5Config
+from mmjax.nn.param import init_params, specs
 from mmjax.parallel import distributed
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import row_share
+from mmjax.systems.foundation import LanguageModelConfig
+from mmjax.systems.registry import make_system
+from mmjax.systems.system import config_to_dict
 from mmjax.train import build, loop
 from mmjax.train.checkpoint import read_trainable
 from mmjax.train.config import resolve
@@ -25,16 +31,16 @@ from mmjax.train.config import resolve
 SHORT = "tests/end_to_end/short.py"
 
 
-def train_here(workdir, num_devices: int, monkeypatch) -> None:
+def train_here(config, workdir, num_devices: int, monkeypatch) -> None:
     """In this process, on some of its devices."""
     mesh = make_mesh(fsdp=num_devices, devices=jax.devices()[:num_devices])
     with monkeypatch.context() as patch:
         patch.setattr(build, "make_mesh", lambda **sizes: mesh)
-        loop.train(resolve(get_config("spread")), workdir)
+        loop.train(resolve(config), workdir)
 
 
-def start_two_processes(*arguments: str) -> list[subprocess.Popen]:
-    """scripts/train.py, each process with two devices."""
+def start_two_processes(*arguments: str, **variables: str) -> list[subprocess.Popen]:
+    """scripts/train.py, each process with two devices; and with these variables besides."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -47,6 +53,7 @@ def start_two_processes(*arguments: str) -> list[subprocess.Popen]:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "PYTHONPATH": str(ROOT),
     }
+    environment |= variables
     return [
         subprocess.Popen(
             [sys.executable, "scripts/train.py", *arguments],
@@ -98,7 +105,7 @@ def assert_same_run(workdir, other) -> None:
         assert line == pytest.approx(expected[key], rel=1e-4), key
     page, expected = both(lambda run: (run / "samples.html").read_text())
     assert page == expected
-    for stage in get_config("spread").stages:
+    for stage in json.loads((workdir / "config.json").read_text())["stages"]:
         weights, expected = both(lambda run, s=stage: read_trainable(run / "checkpoints" / s)[0])
         for path, value in weights.items():
             np.testing.assert_allclose(value, expected[path], atol=2e-5, err_msg=path)
@@ -109,10 +116,10 @@ def assert_same_run(workdir, other) -> None:
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
-def rewind(workdir, other, *, after: int) -> None:
-    """Makes ``other`` what ``workdir`` was when the last stage had taken ``after`` steps."""
+def rewind(workdir, other, last: str, *, after: int) -> None:
+    """Makes ``other`` what ``workdir`` was when the ``last`` stage had taken ``after`` steps."""
     shutil.copytree(workdir, other)
-    for folder in (other / "checkpoints" / "instruct").iterdir():
+    for folder in (other / "checkpoints" / last).iterdir():
         if int(folder.name) > after:
             shutil.rmtree(folder)
     shutil.rmtree(other / "features")
@@ -120,20 +127,45 @@ def rewind(workdir, other, *, after: int) -> None:
         (other / name).unlink()
 
 
-def test_two_processes_train_what_one_trains(tmp_path, monkeypatch, quick_compile):
+def untrained_language(folder) -> str:
+    """A T5, which is not shipped, as it is before its training."""
+    model = config_to_dict(LanguageModelConfig(T5Config.tiny()))
+    params = init_params(specs(make_system("language_model", model)), 0)
+    header = {"system": "language_model", "variant": None, "model": model}
+    save_imported(folder, header, {path: np.asarray(x) for path, x in params.items()}, {})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        "lmeye",
+        pytest.param("lmeye_blip2", marks=pytest.mark.slow, id="lmeye_blip2, on T5"),
+        pytest.param("mplug_owl", marks=pytest.mark.slow, id="mplug_owl, with LoRA"),
+        pytest.param("lynx", marks=pytest.mark.slow, id="lynx, clips and adapters"),
+        pytest.param("cheetor", marks=pytest.mark.slow, id="cheetor, two stacks"),
+    ],
+)
+def test_two_processes_train_what_one_trains(system, tmp_path, monkeypatch, quick_compile):
     """One device; then two processes with two devices each, and one with four, each going on where
     the one before was two steps, or one, from its end."""
+    config, options = get_config(f"spread-{system}"), []
+    if system == "lmeye_blip2":
+        config.weights.language = untrained_language(tmp_path / "t5")
+        options = [f"--config.weights.language={config.weights.language}"]
+    first_stage, last = config.stages[0], config.stages[-1]
     alone, shared, back = tmp_path / "alone", tmp_path / "shared", tmp_path / "back"
-    train_here(alone, 1, monkeypatch)
+    train_here(config, alone, 1, monkeypatch)
 
-    rewind(alone, shared, after=2)
-    first, second = wait_for(start_two_processes(f"--config={SHORT}:spread", f"--workdir={shared}"))
-    assert "Stage align is done" in first and "Stage instruct goes on after step 2" in first
+    rewind(alone, shared, last, after=2)
+    start = [f"--config={SHORT}:spread-{system}", f"--workdir={shared}", *options]
+    first, second = wait_for(start_two_processes(*start))
+    assert f"Stage {first_stage} is done" in first and f"Stage {last} goes on after step 2" in first
     assert second == ""
     assert_same_run(shared, alone)
 
-    rewind(shared, back, after=4)
-    train_here(back, 4, monkeypatch)
+    rewind(shared, back, last, after=4)
+    train_here(config, back, 4, monkeypatch)
     assert_same_run(back, alone)
 
 
@@ -151,10 +183,37 @@ def test_one_of_two_processes_is_told_to_stop_and_both_do(tmp_path):
     assert last < 100 and f"instruct is saved at step {last}" in first
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1], ids=["the first", "the second"])
+def test_when_one_process_is_killed_the_other_ends_and_a_new_start_goes_on(tmp_path, lost):
+    """Within the silence that it is given (10 seconds, and as many to notice and to end)."""
+    options = ["--config.preset=fsdp", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    options = [f"--config={SHORT}:saving", f"--workdir={tmp_path}", *options]
+    folder = tmp_path / "checkpoints" / "instruct"
+    longer = [*options, "--config.instruct.steps=24"]
+    processes = start_two_processes(*longer, MMJAX_HEARTBEAT_SECONDS="10")
+    while not (folder / "2").is_dir() and all(p.poll() is None for p in processes):
+        time.sleep(0.05)
+    processes[lost].kill()
+    _, errors = processes[1 - lost].communicate(timeout=30)
+    assert processes[1 - lost].returncode not in (0, None), errors
+    processes[lost].communicate()
+    whole = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    assert 2 <= whole < 24
+
+    first, _ = wait_for(start_two_processes(*longer))
+    assert f"Stage instruct goes on after step {whole}" in first
+    assert (folder / "24").is_dir()
+
+
 def test_variables_of_a_start_by_hand(monkeypatch):
     for name in (*distributed.BY_HAND, "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     distributed.initialize()  # one process needs nothing
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="'soon', it must be a wh"):
+        patch.setenv("JAX_NUM_PROCESSES", "2")
+        patch.setenv("MMJAX_HEARTBEAT_SECONDS", "soon")
+        distributed.initialize()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ValueError) as error:
         distributed.initialize()

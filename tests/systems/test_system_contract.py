@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import Mesh
 
 from conversion.export import export_checkpoint
 from conversion.store import load_imported, save_imported
@@ -206,6 +207,13 @@ ANSWERING = [
 ]
 # And so do other decoders below the same system.
 SYSTEMS_ALONE = [name for name in CASES if name == system_of(name) or "T5" in name]
+# LMEye trains on every mesh in tests/parallel/test_sharding.py.
+SPREAD = [
+    pytest.param(name, preset, sizes, marks=[] if preset == "fsdp_tp" else pytest.mark.slow)
+    for name in SYSTEMS_ALONE
+    if name != "lmeye"
+    for preset, sizes in (("dp", (8, 1, 1)), ("fsdp", (1, 8, 1)), ("fsdp_tp", (2, 2, 2)))
+]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -319,16 +327,26 @@ def test_answers_alone_are_answers_in_a_batch(case, system, params, settings):
         np.testing.assert_array_equal(ids, answers[rows])
 
 
-def test_it_learns_and_only_what_trains_changes(case, system, params):
-    mesh = make_mesh(devices=jax.devices()[:1])
-    settings = OptimizerConfig(learning_rate=0.01, schedule="constant")
+def train(case: Case, system: System, mesh: Mesh, preset: str):
+    """(losses of four steps on one batch, state, frozen parameters, jitted step)."""
+    settings = OptimizerConfig(learning_rate=0.01, schedule="constant", eps=1e-6)
     with jax.set_mesh(mesh):
-        state, frozen, optimizer = tiny.start(system, mesh, "dp", case.frozen, settings)
+        state, frozen, optimizer = tiny.start(system, mesh, preset, case.frozen, settings)
         step = jit_step(make_step(system, optimizer, seed=0), state, frozen, mesh)
         batch, losses = put_rows(make_batch(case, answers=True), mesh), []
         for _ in range(4):
             state, metrics = step(state, frozen, batch)
             losses.append(float(metrics["loss"]))
+    return losses, state, frozen, step
+
+
+@pytest.fixture(scope="module")
+def trained(case, system):
+    return train(case, system, make_mesh(devices=jax.devices()[:1]), "dp")
+
+
+def test_it_learns_and_only_what_trains_changes(case, params, trained):
+    losses, state, frozen, _ = trained
     assert losses[-1] < losses[0]
     assert set(frozen) == {path for path in params if re.fullmatch(case.frozen, path)} != set()
     for path, value in frozen.items():
@@ -337,6 +355,25 @@ def test_it_learns_and_only_what_trains_changes(case, system, params):
         assert not np.array_equal(value, params[path]), f"{path} has no gradient"
     moments = state.opt_state["adam"]
     assert set(moments.mu) == set(moments.nu) == set(state.trainable)
+
+
+@pytest.mark.parametrize(
+    ("case", "preset", "sizes"), SPREAD, indirect=["case"], scope="module", ids=str
+)
+def test_training_does_not_depend_on_the_mesh(case, system, trained, preset, sizes):
+    """Losses and weights to rounding; everything lies where the preset says; one compile."""
+    mesh = make_mesh(*sizes)
+    losses, state, frozen, step = train(case, system, mesh, preset)
+    np.testing.assert_allclose(losses, trained[0], rtol=5e-5)
+    for path, value in trained[1].trainable.items():
+        np.testing.assert_allclose(state.trainable[path], value, atol=5e-4, err_msg=path)
+    assert step._cache_size() == 1
+    placed, moments = resolve(specs(system), mesh, preset), state.opt_state["adam"]
+    for leaves in (frozen, state.trainable, moments.mu, moments.nu):
+        for path, leaf in leaves.items():
+            assert leaf.sharding.is_equivalent_to(placed[path], leaf.ndim), path
+    cuts = [len({str(s.index) for s in x.addressable_shards}) for x in frozen.values()]
+    assert max(cuts) == (1 if preset == "dp" else sizes[1] * sizes[2])
 
 
 def test_sharded_is_unsharded(case, system, params):

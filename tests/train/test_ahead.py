@@ -9,12 +9,13 @@ import pytest
 from end_to_end.short import ROOT, load_config
 
 from mmjax.parallel.collectives import Traffic
+from mmjax.parallel.sharding import replicated
 from mmjax.parallel.tpus import chip_of, devices_of
 from mmjax.train import ahead, ahead_report
 from mmjax.train.ahead import Ahead, Compiled, compiled
 from mmjax.train.config import check
 from mmjax.train.costs import Cost, cost
-from mmjax.train.memory import device_memory
+from mmjax.train.memory import device_memory, shard_bytes
 
 GIB = 2**30
 
@@ -54,6 +55,13 @@ def test_a_step_on_a_slice(monkeypatch):
     assert "of 16 GiB" in page and "all-gather" in page
     line = ahead_report.facts("x", config, "align", "v5e:2x2", [step], None)
     assert "| `x`, align | v5e:2x2 | fsdp fsdp=-1 | 64 in 1 |" in ahead_report.overview([line])
+
+
+def test_keys_are_counted_among_what_is_held():
+    """The state of decoding has one."""
+    mesh = Ahead(config_of("lmeye.py"), "align", jax.devices()[:2]).mesh
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    assert shard_bytes(key, replicated(mesh)) == 8
 
 
 def test_wrong_requests():
