@@ -77,9 +77,14 @@ def _split(x: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(x[i] for i in range(len(x)))
 
 
+def stacked_paths(wanted: Mapping[str, ParamSpec], prefix: str) -> list[str]:
+    """Of the parameters below ``prefix`` that are stacks of layers."""
+    is_stack = lambda spec: spec.axes[:1] == ("layers",)  # noqa: E731
+    return [path for path, spec in wanted.items() if path.startswith(prefix) and is_stack(spec)]
+
+
 def take_apart(params: dict[str, Any], wanted: Mapping[str, ParamSpec], prefix: str) -> None:
     """Keeps the layers of the stacked parameters below ``prefix`` apart, in place and in their
     shards: one parameter after the other, so that no more than one is there twice."""
-    for path in list(params):
-        if path.startswith(prefix) and wanted[path].axes[:1] == ("layers",):
-            params[path] = Apart(jax.block_until_ready(_split(params.pop(path))))
+    for path in stacked_paths(wanted, prefix):
+        params[path] = Apart(jax.block_until_ready(_split(params.pop(path))))
