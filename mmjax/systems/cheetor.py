@@ -80,9 +80,9 @@ class CheetorConfig:
         """
         llms = {
             "tiny": (LlamaConfig.tiny_multi(), 2),
-            "vicuna-7b": (LlamaConfig.llama_7b(remat="full"), 16),
-            "vicuna-13b": (LlamaConfig.llama_13b(remat="full"), 24),
-            "llama2-7b": (LlamaConfig.llama2_7b(remat="full"), 16),
+            "vicuna-7b": (LlamaConfig.llama_7b(remat="dots"), 16),
+            "vicuna-13b": (LlamaConfig.llama_13b(remat="dots"), 24),
+            "llama2-7b": (LlamaConfig.llama2_7b(remat="dots"), 16),
         }
         if variant not in llms:
             raise ValueError(f"Cheetor has no variant {variant!r}; there are {', '.join(llms)}")

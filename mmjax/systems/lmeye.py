@@ -128,7 +128,7 @@ class LMEyeConfig:
             clip, language = ClipConfig.tiny(), llms[variant]()
             own = dict(slot_std=0.05, gain=0.25, request_gain=0.1, dropout=0.2, dtype="float32")
         else:
-            clip, language = ClipConfig.vit_l14(), llms[variant](remat="full")
+            clip, language = ClipConfig.vit_l14(), llms[variant](remat="dots")
             own = dict(dtype="bfloat16", num_responses=1 if variant.startswith("opt") else 5)
         return cls(clip=clip, **with_slots(language) | own | changes)
 

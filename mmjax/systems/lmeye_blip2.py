@@ -109,7 +109,7 @@ class LMEyeBlip2Config:
         tiny = variant.startswith("tiny")
         clip = ClipConfig.tiny() if tiny else ClipConfig.vit_l14()
         made = dict(
-            language=llms[variant](**{} if tiny else dict(remat="full")),
+            language=llms[variant](**{} if tiny else dict(remat="dots")),
             blip2=Blip2Config.tiny() if tiny else _seeing(),
             clip=clip.text,
             projection_dim=clip.projection_dim,

@@ -107,7 +107,7 @@ class LynxConfig:
             made = dict(dtype="float32", num_frames=3)
         else:
             # Vicuna's 32,000 rows and [PAD].
-            language = LlamaConfig.llama_7b(vocab_size=32001, remat="full", **extras)
+            language = LlamaConfig.llama_7b(vocab_size=32001, remat="dots", **extras)
             networks = language, EvaVitConfig.g_14(image_size=size), ResamplerConfig.lynx()
             made = dict(dtype="bfloat16")
         parts = dict(zip(("language", "vision", "resampler"), networks, strict=True))

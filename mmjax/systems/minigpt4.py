@@ -46,7 +46,7 @@ class MiniGPT4Config:
             raise ValueError(f"MiniGPT-4 has no variant {variant!r}; there are {', '.join(llms)}")
         if variant == "tiny":
             return cls(LlamaConfig.tiny(), Blip2Config.tiny(), **changes)
-        parts = dict(language=llms[variant](remat="full"), blip2=Blip2Config.vit_g())
+        parts = dict(language=llms[variant](remat="dots"), blip2=Blip2Config.vit_g())
         return cls(**parts | dict(dtype="bfloat16") | changes)
 
 

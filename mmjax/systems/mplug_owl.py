@@ -60,6 +60,7 @@ class MplugOwlConfig:
         if variant != "llama-7b":
             raise ValueError(f"mPLUG-Owl has no variant {variant!r}; there are tiny, llama-7b")
         made = dict(
+            # Long texts: what `dots` keeps of a row of 2,048 tokens takes 6 GiB.
             language=LlamaConfig.llama_7b(remat="full"),
             vision=dataclasses.replace(ClipConfig.vit_l14().vision, norm_eps=1e-6),
             abstractor=AbstractorConfig.owl_7b(),

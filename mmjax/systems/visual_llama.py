@@ -110,7 +110,7 @@ class VisualLlamaConfig:
                 f"Visual-LLaMA has no variant {variant!r}; there are tiny, {', '.join(llms)}"
             )
         clip = ClipConfig.vit_l14()
-        language = llms[variant](remat="full", **added)
+        language = llms[variant](remat="dots", **added)
         made = dict(vision=clip.vision, projection_dim=clip.projection_dim, dtype="bfloat16")
         return cls(language, **made | changes)
 
