@@ -125,11 +125,17 @@ def test_unknown_overrides_are_named_all_at_once():
         "test.data.pictures=2",
         "align.optimizer.loss_scale=65536",
         "align.data.overlong=error",
+        "patience=300",
     )
     assert unknown_overrides([config, *(f"--config.{key}" for key in defaults)]) == []
     (problem,) = unknown_overrides([config, "--config.align.data.picture=2"])
     assert problem == "--config.align.data.picture: no 'picture' here; did you mean pictures?"
-    for key in ("align.pictures=2", "align.data.pictures.many=2", "align.loss_scale=1"):
+    for key in (
+        "align.pictures=2",
+        "align.data.pictures.many=2",
+        "align.loss_scale=1",
+        "align.patience=1",
+    ):
         assert len(unknown_overrides([config, f"--config.{key}"])) == 1, key
     problems = unknown_overrides(
         ["--config", config[9:], "--config.instruct.stepz=3", "--config.instuct.steps=3"]

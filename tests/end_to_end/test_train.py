@@ -47,6 +47,10 @@ def test_each_step_compiles_once(finished):
     assert [step._cache_size() for step in finished.steps] == [1, 1]
 
 
+def test_each_stage_says_what_kernel_attention_got(finished):
+    assert finished.output.count("attention: clip 65 x 65: xla (cpu); decoder") == 2
+
+
 def test_exactly_the_selected_parameters_change(finished):
     run = build(finished.config)
     before = run.params

@@ -198,14 +198,16 @@ def test_a_run_that_does_not_fit_says_all(config, tmp_path):
         starting_weights({"weights": {"all": half}}, specs(make_system("lmeye", plain["model"])))
 
 
-def test_a_run_may_be_started_again_with_any_template(config, tmp_path):
-    """The key says what is refused; it makes no other run."""
+def test_a_run_may_be_started_again_with_any_template_and_patience(config, tmp_path):
+    """The keys say what is refused, and how long is waited; they make no other run."""
     claim(tmp_path, resolve(config))
-    config.weights.any_template = True
+    config.weights.any_template, config.patience = True, 300.0
     check_claim(tmp_path, resolve(config))
     config.seed = 1
     with pytest.raises(ValueError, match="another config.*\n  seed: 0 -> 1$"):
         check_claim(tmp_path, resolve(config))
+    config.patience = -1.0
+    assert check(config)[1] == ["patience is -1.0, it must be seconds, or 0 to wait for ever"]
 
 
 def test_another_lora_is_refused(config, tmp_path):
