@@ -3,7 +3,7 @@
     python scripts/benchmark.py serve --run runs/lmeye-tiny [--requests 200] [--batch_size 8,1]
     python scripts/benchmark.py convert [--gigabytes 13.5] [--folder DIR] [--bins]
     python scripts/benchmark.py train --config configs/lmeye.py [--stage align] [--json FILE] \\
-        [--compare one_pass,two_full_passes] [--config.instruct.accumulation=1]
+        [--compare one_pass,two_full_passes] [--count] [--config.instruct.accumulation=1]
     python scripts/benchmark.py data --config configs/lmeye.py [--json FILE]
     python scripts/benchmark.py prefill --config configs/lmeye.py [--rows 1] [--json FILE]
     python scripts/benchmark.py decode --config configs/lmeye.py [--rows 1] [--new 64] [--beams 5]
@@ -64,6 +64,7 @@ CONFIG = config_flags.DEFINE_config_file(
 STAGE = flags.DEFINE_string("stage", None, "of the config; the last one by default")
 JSON = flags.DEFINE_string("json", None, "file to which a line with all figures is added")
 COMPARE = flags.DEFINE_list("compare", [], "one_pass, two_full_passes: of LMEye's step")
+COUNT = flags.DEFINE_bool("count", False, "only count the operations of a step, of any size")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "turns of each contestant", lower_bound=3)
 WORKERS = flags.DEFINE_list("workers", "1,2,4", "threads and processes that read data")
 STEPS = flags.DEFINE_integer("steps", 100, "of the run that waits for data", lower_bound=0)
@@ -125,8 +126,12 @@ def train() -> None:
     from mmjax.benchmark.train import measure
 
     config, _ = check(_given())  # weights and data may be missing
-    asked = dict(stage=STAGE.value, compare=tuple(COMPARE.value), rounds=ROUNDS.value)
-    measure(config, **asked, file=JSON.value)
+    asked = dict(stage=STAGE.value, compare=tuple(COMPARE.value))
+    if COUNT.value:
+        from mmjax.benchmark.operations import count
+
+        return count(config, **asked)
+    measure(config, **asked, rounds=ROUNDS.value, file=JSON.value)
 
 
 def data() -> None:

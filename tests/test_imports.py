@@ -28,7 +28,7 @@ ALLOWED = {
     "mmjax.generate": SYSTEMS,
     "mmjax.evaluate": ["mmjax.generate", *SYSTEMS],
     "mmjax.train": ["mmjax.evaluate", "mmjax.generate", "conversion.weights", *SYSTEMS],
-    "mmjax.benchmark": ["mmjax.train", "conversion.weights", *SYSTEMS],
+    "mmjax.benchmark": ["mmjax.train", "mmjax.generate", "conversion", *SYSTEMS],
     "mmjax.serve": ["mmjax.train.answering", "mmjax.generate", "mmjax.data"],
     "conversion.parity": ["conversion", "mmjax.generate", "mmjax.evaluate", *SYSTEMS],
     # one recording has a step of training

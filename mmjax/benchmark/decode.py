@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.benchmark.measure import Ceiling, Line, ceiling, heading, page, save, take_turns
-from mmjax.benchmark.train import Subject, drawn_params, subject
+from mmjax.benchmark.subject import Subject, drawn_params, subject
 from mmjax.data.batch import Batch
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
+from mmjax.kernels.decoding import copies_layers
 from mmjax.nn.apart import take_apart
 from mmjax.nn.param import Params, subset
 from mmjax.train.costs import Cost, cost
@@ -122,7 +123,8 @@ def measure(
         raise ValueError(f"{tokens} tokens: the first one is the prompt's, decoding needs two")
     asked = prompts(config, stage=stage, rows=rows, tokens=tokens, beams=beams)
     params = drawn_params(asked.one)
-    take_apart(params, asked.one.stage.wanted, "language.")
+    if copies_layers():
+        take_apart(params, asked.one.stage.wanted, "language.")
     ours = {n: Ours(asked, params, n) for n in ((1,) if kind == "prefill" else (1, tokens))}
     theirs, notices = _counterparts(kind, asked, params, compiles)
     top = ceiling(asked.one.dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.benchmark.measure import heading, save
-from mmjax.benchmark.train import Subject, subject
+from mmjax.benchmark.subject import Subject, subject
 from mmjax.data.batch import Batch
 from mmjax.nn.param import Params, merge
 from mmjax.parallel.mesh import make_mesh

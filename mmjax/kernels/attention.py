@@ -94,14 +94,14 @@ def attention(
         (_, t, _, h), s = query.shape, key.shape[1]
         scale = h**-0.5 if scale is None else scale
         options = dict(scale=scale, offset=s - t if causal else None)
-        options["interpret"] = _platform() == "cpu"
+        options["interpret"] = platform() == "cpu"
         kernel = functools.partial(_splash, **options)
         given = _filled_up(query, key, value, query_segments, key_segments)
         return shard_attention(kernel, *given)[:, : query.shape[1], :, : query.shape[-1]]
     mask = _mask(query, key, causal, query_segments, key_segments)
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
     more = dict(bias=bias, mask=mask, scale=scale, implementation=implementation)
-    if query.dtype == jnp.float16 and _platform() != "gpu":
+    if query.dtype == jnp.float16 and platform() != "gpu":
         # JAX wants float16 products summed in float32, which it has for GPUs only.
         wide = (x.astype(jnp.float32) for x in (query, key, value))
         out = jax.nn.dot_product_attention(*wide, **more)
@@ -109,7 +109,7 @@ def attention(
     return jax.nn.dot_product_attention(query, key, value, **more)
 
 
-def _platform() -> str:
+def platform() -> str:
     """Of the mesh's devices, which need not be here (compiling ahead of time); without a mesh, of
     the default ones."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -118,12 +118,12 @@ def _platform() -> str:
 
 def _choose(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> tuple[str, str | None]:
     """(implementation, why not the platform's fast one)."""
-    platform = _platform()
-    if platform not in ("tpu", "gpu"):
-        return "xla", platform
+    where = platform()
+    if where not in ("tpu", "gpu"):
+        return "xla", where
     if bias is not None:
         return "xla", "only it takes a bias"
-    if platform == "tpu":
+    if where == "tpu":
         # Of short texts the fillings would be most of the work.
         if (shorter := min(query.shape[1], key.shape[1])) <= _SPLASH_BLOCK // 2:
             return "xla", f"splash is for more than {_SPLASH_BLOCK // 2} places, here are {shorter}"

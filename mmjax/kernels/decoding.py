@@ -6,6 +6,14 @@ Bound by memory: every key and value is read once, a prompt's for all of its cop
 import jax
 import jax.numpy as jnp
 
+from mmjax.kernels.attention import platform
+
+
+def copies_layers() -> bool:
+    """Whether a product with one layer of a stack copies it first: XLA does so for CPUs and GPUs;
+    for TPUs the product reads the stack (seen in programs compiled for all three)."""
+    return platform() != "tpu"
+
 
 def decode_attention(
     query: jax.Array,

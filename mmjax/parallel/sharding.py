@@ -1,5 +1,6 @@
 """From logical axis names to the mesh: a table per preset, one resolver, constraints."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -207,10 +208,17 @@ def put_rows(batch, mesh: Mesh):
     Where a process's devices are not neighbours in the mesh, the global rows are in another order
     than the shares'.
     """
-    sharding = rows_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
+        return _placed(mesh)(batch)
+    sharding = rows_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+@functools.cache
+def _placed(mesh: Mesh) -> Callable:
+    """A program that does nothing: it takes a batch of many arrays in a fifth of the time that
+    `jax.device_put` does."""
+    return jax.jit(lambda batch: batch, out_shardings=rows_sharding(mesh))
 
 
 def gather_rows(batch, mesh: Mesh):

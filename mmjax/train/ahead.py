@@ -18,12 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
 from mmjax.kernels.attention import noted
-from mmjax.nn.apart import Apart, stacked_paths
 from mmjax.nn.param import merge, specs
 from mmjax.parallel.collectives import Traffic, traffic
 from mmjax.parallel.mesh import make_mesh
@@ -194,12 +192,12 @@ class Ahead:
         begin, advance = generator.programs
         begun = at_rows((jax.ShapeDtypeStruct((rows,), np.int32),
                          jax.ShapeDtypeStruct((rows, 0), np.int32)))  # fmt: skip
-        asked, held = at_rows(shapes), self._apart()
-        program = self._traced(begin, held, asked, *begun, None)
+        asked = at_rows(shapes)
+        program = self._traced(begin, self._params, asked, *begun, None)
 
         def parts(rows: int) -> tuple:
             cut = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)  # noqa: E731
-            return _plain(held), *jax.tree.map(cut, (shapes, *begun)), None
+            return _plain(self._params), *jax.tree.map(cut, (shapes, *begun)), None
 
         def first(system: System, rows: int) -> Cost:
             begin, _ = Generator(system, generator.config).programs
@@ -218,18 +216,8 @@ class Ahead:
             begun = jax.eval_shape(begin, *arguments)
             return cost(jax.make_jaxpr(advance)(arguments[0], begun).jaxpr)
 
-        program = self._traced(advance, held, state)
+        program = self._traced(advance, self._params, state)
         yield self._compiled("decode", program, rows, state, following)[0]
-
-    def _apart(self) -> dict[str, Any]:
-        """The parameters as models hold them that are there to answer, see `mmjax.nn.apart`."""
-        params = dict(self._params)
-        for path in stacked_paths(self.stage.wanted, "language."):
-            count, *shape = params[path].shape
-            place = NamedSharding(self.mesh, P(*params[path].sharding.spec[1:]))
-            layer = jax.ShapeDtypeStruct(tuple(shape), params[path].dtype, sharding=place)
-            params[path] = Apart((layer,) * count)
-        return params
 
     def _traced(self, program: Callable, *arguments: Any) -> tuple[Any, tuple[str, ...]]:
         """(the program to be compiled, its kernels of attention)."""

@@ -10,6 +10,7 @@ from mmjax.data.templates import Template, from_json, to_json
 from mmjax.generate.answer import Answerer
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.ranking import Ranker
+from mmjax.kernels.decoding import copies_layers
 from mmjax.nn.apart import take_apart
 from mmjax.train.build import Run, load_tokenizer, read_config, restore
 from mmjax.train.evaluation import question_section
@@ -22,7 +23,7 @@ T = TypeVar("T", bound=Answerer)
 class Model:
     """
     Attributes:
-      run: where it comes from; the language model's layers are kept apart.
+      run: where it comes from; the language model's layers are kept apart where that is faster.
       template: how it is asked.
       image_size: side of its pictures in pixels; 0 if it takes none.
       preparation: how they are made square.
@@ -101,7 +102,8 @@ def load_model(
     if asked is not None:
         template.encode(asked, load_tokenizer(config), generating=True)
     run = restore(config, Path(workdir), stages)
-    take_apart(run.params, run.specs, "language.")
+    if copies_layers():
+        take_apart(run.params, run.specs, "language.")
     data = section["data"]
     preparation = data.get("preparation", "clip")
     if preparation == "crop":  # random, for training

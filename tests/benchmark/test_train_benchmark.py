@@ -11,8 +11,10 @@ from end_to_end.short import load_config
 from mmjax.benchmark import measure as measuring
 from mmjax.benchmark import train as benchmark
 from mmjax.benchmark.measure import Ceiling
+from mmjax.benchmark.operations import count
+from mmjax.benchmark.subject import VARIATIONS, drawn_params, subject
 from mmjax.benchmark.torch_train import TorchStep
-from mmjax.benchmark.train import VARIATIONS, Ours, drawn_params, measure, subject
+from mmjax.benchmark.train import Ours, measure
 from mmjax.train.config import check
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -91,6 +93,21 @@ def test_slices_do_not_change_the_loss():
     parts = TorchStep(one, "cpu", compiles=False)
     parts.model.load_state_dict(whole.model.state_dict())
     assert parts() == pytest.approx(whole(), rel=1e-5)
+
+
+def test_operations_are_counted_at_full_size(capsys):
+    """Of LLaMA-7B: no array is made."""
+    plain, _ = check(load_config("lmeye.py:vicuna-7b"))
+    plain["model"]["language"]["remat"] = "full"
+    count(plain, compare=("two_full_passes",))
+    first, second, tower = (
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if " TFLOP" not in line[:8] and line[:4] in ("step", "froz")
+    )
+    useful, computed = float(first[1]), float(first[2])
+    assert 1.2 < computed / useful < 1.4 and float(second[2]) > 1.6 * useful
+    assert 0.1 < float(tower[-1]) < 0.2  # ViT-L/14: 0.16 TFLOP
 
 
 def test_the_made_up_batch_is_full():
