@@ -1,7 +1,7 @@
 """Layers kept apart: what decoding reads, once for every token, where it lies.
 
 A stacked parameter [l ...] is what training scans over. Decoding is bound by memory, and on CPUs
-and GPUs a scan takes every layer's weights out of the stack before it multiplies with them: they are
+and GPUs a scan takes the weights of a layer out of the stack before it multiplies: they are
 read, written and read again (`mmjax.kernels.decoding.copies_layers`). An `Apart` stands where a
 stacked array does, in parameters and in caches, and holds an array for each layer;
 `mmjax.nn.stack.run` then goes through the layers one after the other in place of a scan. Programs
