@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import re
 import sys
 from collections.abc import Iterator
 
@@ -100,7 +101,14 @@ def attention(
         return shard_attention(kernel, *given)[:, : query.shape[1], :, : query.shape[-1]]
     mask = _mask(query, key, causal, query_segments, key_segments)
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
-    more = dict(bias=bias, mask=mask, scale=scale, implementation=implementation)
+    if implementation == "cudnn":
+        length = query.shape[1]
+        query, key, value, mask = _even(query, key, value, mask)
+        out = jax.nn.dot_product_attention(
+            query, key, value, mask=mask, scale=scale, implementation="cudnn"
+        )
+        return out[:, :length]
+    more = dict(bias=bias, mask=mask, scale=scale, implementation="xla")
     if query.dtype == jnp.float16 and platform() != "gpu":
         # JAX wants float16 products summed in float32, which it has for GPUs only.
         wide = (x.astype(jnp.float32) for x in (query, key, value))
@@ -131,9 +139,34 @@ def _choose(query: jax.Array, key: jax.Array, bias: jax.Array | None) -> tuple[s
         return ("xla", f"not splash: {reason}") if reason else ("splash", None)
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return "xla", f"cudnn does not take {query.dtype}"
+    if query.shape[1] == 1:
+        return "xla", "one query is not worth a kernel"
+    if _capability() < 8:
+        return "xla", "cudnn is for GPUs from compute capability 8.0 (A100) on"
     if (h := query.shape[-1]) % 8 or h > 128:
         return "xla", f"cudnn takes heads of 8, 16, ... 128, not {h}"
     return "cudnn", None
+
+
+def _capability() -> float:
+    """Of this machine's GPUs, 0 if they are not NVIDIA's; that of an H100 where there are none:
+    then programs are compiled for other machines."""
+    if jax.default_backend() != "gpu":
+        return 9.0
+    text = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return float(text) if re.fullmatch(r"\d+\.\d+", text) else 0.0
+
+
+def _even(query, key, value, mask) -> tuple:
+    """Lengths made even by a place that nobody sees: cuDNN's backward pass wants that."""
+    t, s = query.shape[1] % 2, key.shape[1] % 2
+    if not t and not s:
+        return query, key, value, mask
+    if mask is None:
+        mask = jnp.ones((1, 1, query.shape[1], key.shape[1]), bool)
+    longer = lambda x, more: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))  # noqa: E731
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, t), (0, s)))
+    return longer(query, t), longer(key, s), longer(value, s), mask
 
 
 def _mask(query, key, causal, query_segments, key_segments) -> jax.Array | None:

@@ -253,6 +253,8 @@ def on(kind: str, platform: str):
          "4 x 6: xla (cudnn does not take float32)"),
         ("gpu", dict(t=4, s=6, h=12), "float16", False,
          "4 x 6: xla (cudnn takes heads of 8, 16, ... 128, not 12)"),
+        ("gpu", dict(t=1, s=6, h=64), "float16", False,
+         "1 x 6: xla (one query is not worth a kernel)"),
         ("cpu", dict(t=4, s=6, h=64), "float32", False, "4 x 6: xla (cpu)"),
     ],
 )  # fmt: skip
@@ -268,3 +270,51 @@ def test_what_was_chosen_is_noted_with_the_reason(platform, shape, dtype, bias, 
     with noted() as choices:
         attention(*qkv, causal=False, implementation="xla")
     assert list(choices) == [f"test_attention {line.split(':')[0]}: xla (as asked for)"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [("8.0", "cudnn"), ("7.0", "xla"), ("gfx90a", "xla")],
+    ids=["A100", "V100", "another maker's"],
+)
+def test_cudnn_is_for_gpus_that_it_knows(capability, chosen, monkeypatch):
+    class Gpu:
+        compute_capability = capability
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Gpu()])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, *_, **__: query)
+    qkv = [jnp.asarray(x, jnp.bfloat16) for x in tensors(t=4, s=6, h=64)]
+    with on("anything", "gpu"), noted() as choices:
+        jax.eval_shape(functools.partial(attention, causal=False), *qkv)
+    (line,) = choices
+    assert f": {chosen}" in line
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize(("t", "s"), [(3, 7), (4, 7), (5, 6)])
+def test_cudnn_is_given_even_lengths(t, s, segmented, monkeypatch):
+    """Its backward pass takes no others; what fills them up changes nothing."""
+    real, lengths = jax.nn.dot_product_attention, []
+
+    def stand_in(query, key, value, *, implementation, **options):
+        assert implementation == "cudnn"
+        lengths.extend([query.shape[1], key.shape[1], value.shape[1]])
+        return real(query, key, value, **options)
+
+    qkv = [jnp.asarray(x) for x in tensors(t=t, s=s, h=8)]
+    options = dict(causal=True)
+    if segmented:
+        queries, keys = padded(2, t, s, [0, 1], [1, 0])
+        options |= dict(query_segments=queries, key_segments=keys)
+
+    def total(implementation, *qkv):
+        out = attention(*qkv, **options, implementation=implementation)
+        return out[options["query_segments"] > 0].sum() if segmented else out.sum()
+
+    both = jax.value_and_grad(total, argnums=(1, 2, 3))
+    wanted = both("xla", *qkv)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    got = both("cudnn", *qkv)
+    assert not any(length % 2 for length in lengths)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, wanted)
