@@ -6,7 +6,7 @@
     decode     one more token for each of them
 
 What the compiler says of memory is exact, and so is a refusal: it knows the device. The seconds are
-a bound from below by what a chip could do at best (`mmjax.parallel.tpus`), not a measurement.
+a bound from below by what a chip could do at best (`mmjax.parallel.chips`), not a measurement.
 """
 
 import dataclasses
@@ -18,21 +18,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
 from mmjax.kernels.attention import noted
+from mmjax.kernels.decoding import copies_layers
+from mmjax.nn.apart import Apart, stacked_paths
 from mmjax.nn.param import merge, specs
+from mmjax.parallel.chips import Chip
 from mmjax.parallel.collectives import Traffic, traffic
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.sharding import num_row_shards, replicated, resolve, rows_sharding
-from mmjax.parallel.tpus import Chip
 from mmjax.systems.registry import make_system
 from mmjax.systems.system import System
 from mmjax.train.build import held_dtypes
 from mmjax.train.costs import Cost, cost
 from mmjax.train.memory import shard_bytes
 from mmjax.train.plan import Stage
+from mmjax.train.report import human_bytes
 from mmjax.train.state import TrainState, state_shardings
 from mmjax.train.step import jit_step, make_step
 from mmjax.train.tower import Tower, tower_program
@@ -192,12 +196,12 @@ class Ahead:
         begin, advance = generator.programs
         begun = at_rows((jax.ShapeDtypeStruct((rows,), np.int32),
                          jax.ShapeDtypeStruct((rows, 0), np.int32)))  # fmt: skip
-        asked = at_rows(shapes)
-        program = self._traced(begin, self._params, asked, *begun, None)
+        asked, held = at_rows(shapes), self._held_to_answer()
+        program = self._traced(begin, held, asked, *begun, None)
 
         def parts(rows: int) -> tuple:
             cut = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)  # noqa: E731
-            return _plain(self._params), *jax.tree.map(cut, (shapes, *begun)), None
+            return _plain(held), *jax.tree.map(cut, (shapes, *begun)), None
 
         def first(system: System, rows: int) -> Cost:
             begin, _ = Generator(system, generator.config).programs
@@ -216,8 +220,21 @@ class Ahead:
             begun = jax.eval_shape(begin, *arguments)
             return cost(jax.make_jaxpr(advance)(arguments[0], begun).jaxpr)
 
-        program = self._traced(advance, self._params, state)
+        program = self._traced(advance, held, state)
         yield self._compiled("decode", program, rows, state, following)[0]
+
+    def _held_to_answer(self) -> dict[str, Any]:
+        """The parameters as `mmjax.train.answering.load_model` holds them."""
+        params = dict(self._params)
+        with jax.set_mesh(self.mesh):
+            if not copies_layers():
+                return params
+        for path in stacked_paths(self.stage.wanted, "language."):
+            count, *shape = params[path].shape
+            place = NamedSharding(self.mesh, P(*params[path].sharding.spec[1:]))
+            layer = jax.ShapeDtypeStruct(tuple(shape), params[path].dtype, sharding=place)
+            params[path] = Apart((layer,) * count)
+        return params
 
     def _traced(self, program: Callable, *arguments: Any) -> tuple[Any, tuple[str, ...]]:
         """(the program to be compiled, its kernels of attention)."""
@@ -267,7 +284,8 @@ class Ahead:
 
     @property
     def _platform(self) -> str:
-        return self.mesh.devices.flat[0].platform
+        platform = self.mesh.devices.flat[0].platform
+        return "cuda" if platform == "gpu" else platform
 
 
 def _at(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -292,9 +310,10 @@ def _reason(error: str) -> str:
 
 
 def compiled(
-    config: dict, stage: str, devices: list[jax.Device], **asked
+    config: dict, stage: str, devices: list[jax.Device], *, memory: int, **asked
 ) -> tuple[list[Compiled], str | None]:
-    """(the programs up to the first that does not fit, why that one does not).
+    """(the programs up to the first that does not fit into ``memory`` bytes, why that one does
+    not).
 
     Raises:
       ValueError: see `Ahead`; also an unknown stage or program.
@@ -314,6 +333,9 @@ def compiled(
     try:
         for one in Ahead(config, stage, devices).compile(**asked):
             made.append(one)
+            if one.memory > memory:  # compilers for GPUs do not mind
+                needs = f"{human_bytes(one.memory)} of {human_bytes(memory)}"
+                return made, f"{one.name}: it needs {needs}"
     except DoesNotFit as error:
         return made, str(error)
     return made, None

@@ -4,13 +4,13 @@ would make them fit."""
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 
+from mmjax.parallel.chips import Chip, chip_of
 from mmjax.parallel.collectives import Traffic
-from mmjax.parallel.tpus import Chip, chip_of
 from mmjax.train.ahead import Compiled, compiled
 from mmjax.train.costs import Cost
 from mmjax.train.report import human_bytes, text_table
@@ -105,10 +105,17 @@ def facts(
         preset=config["preset"],
         accumulation=config[stage]["accumulation"],
         jax=jax.__version__,
-        libtpu=version("libtpu"),
+        libtpu=_version("libtpu"),
         programs=[dataclasses.asdict(one) for one in made],
         problem=problem,
     )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def overview(lines: list[dict[str, Any]]) -> str:

@@ -8,9 +8,9 @@ import jax
 import pytest
 from end_to_end.short import ROOT, load_config
 
+from mmjax.parallel.chips import chip_of, devices_of
 from mmjax.parallel.collectives import Traffic
 from mmjax.parallel.sharding import replicated
-from mmjax.parallel.tpus import chip_of, devices_of
 from mmjax.train import ahead, ahead_report
 from mmjax.train.ahead import Ahead, Compiled, compiled
 from mmjax.train.config import check
@@ -39,7 +39,9 @@ def test_a_step_on_a_slice(monkeypatch):
         return cost(jaxpr)
 
     monkeypatch.setattr(ahead, "cost", counted_outside)
-    (step,), problem = compiled(config, "align", devices, names=("step",), rows=4, max_new_tokens=2)
+    (step,), problem = compiled(
+        config, "align", devices, names=("step",), rows=4, max_new_tokens=2, memory=16 * GIB
+    )
     assert problem is None and (step.name, step.rows) == ("step", 64)
     assert in_the_open == [True, True], "on a TPU's mesh kernels would hide the products"
     stage = Ahead(config, "align", devices).stage
@@ -65,11 +67,12 @@ def test_keys_are_counted_among_what_is_held():
 
 
 def test_wrong_requests():
-    for topology, said in (("h100:8", "none of v4, v5e"), ("v5e", "v5e")):
+    wrong = {"h300:8": "none of v4, v5e", "v5e": "v5e", "h100": "how many GPUs"}
+    for topology, said in wrong.items():
         with pytest.raises((ValueError, ModuleNotFoundError), match=said):
             devices_of(topology)
     with pytest.raises(ValueError, match="stage 'x' is none of align, instruct; program 'y'"):
-        compiled(config_of("lmeye.py"), "x", [], names=("y",), rows=1, max_new_tokens=1)
+        compiled(config_of("lmeye.py"), "x", [], names=("y",), rows=1, max_new_tokens=1, memory=1)
     done = subprocess.run(
         [sys.executable, "scripts/compile.py"], cwd=ROOT, capture_output=True, text=True
     )
