@@ -44,9 +44,7 @@ WANTED = flags.DEFINE_list("programs", "tower,step", f"of {', '.join(PROGRAMS)}"
 ROWS = flags.DEFINE_integer("rows", 16, "questions that are answered at once", lower_bound=1)
 TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "of an answer", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "file to which a line with all figures is added")
-EVERY = flags.DEFINE_bool(
-    "every", False, "all systems at 7B, a process for each, on --topology or two slices"
-)
+EVERY = flags.DEFINE_bool("every", False, "all systems at 7B, on --topology or two slices")
 
 SLICES = ("v5e:4x4", "v5p:2x2x2")
 # Config -> the slices that a batch is read in, and its rows where a multiple of 16 is needed.
