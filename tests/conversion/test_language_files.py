@@ -131,7 +131,7 @@ def test_stage_1_of_a_variant(tmp_path, net_stage1, spoken, clip_folder, monkeyp
     header, _ = load_imported(tmp_path / "out")
     config = config_from_dict(LMEyeConfig, header["model"])
     assert (config.num_responses, config.spare_row, config.dtype) == (1, 80, "bfloat16")
-    assert config.language.remat == "full"
+    assert config.language.remat == "dots"
 
 
 def test_alone_in_half_precision(tmp_path, spoken):
