@@ -58,7 +58,9 @@ def end_of(run: multiprocessing.Process, *, within: float = 300) -> int:
 
 def finish(workdir: Path, **settings) -> str:
     """Runs to the end; returns what was printed."""
-    code = end_of(start(workdir, **settings))
+    # A second for each step that it saves: many on a busy machine.
+    within = max(300, settings.get("instruct.steps", 0))
+    code = end_of(start(workdir, **settings), within=within)
     output = (workdir / "output.txt").read_text()
     assert code == 0, output
     return output
