@@ -12,7 +12,6 @@ A floor is the larger of two times: products at the speed of a large one, their 
 through the memory, both measured in the same run.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.benchmark.measure import Ceiling, Line, ceiling, heading, page, save, take_turns
-from mmjax.benchmark.subject import Subject, drawn_params, subject
+from mmjax.benchmark.subject import Subject, drawn_params, subject, with_rows
 from mmjax.data.batch import Batch
 from mmjax.generate.config import GenerationConfig
 from mmjax.generate.generator import Generator
@@ -84,10 +83,7 @@ class Ours:
 
 def prompts(config: dict, *, stage: str | None, rows: int, tokens: int, beams: int) -> Prompts:
     """Of a config of plain values, see `subject` for what it raises."""
-    config = copy.deepcopy(config)
-    section = config[stage or config["stages"][-1]]
-    section["batch_size"], section["accumulation"] = rows, 1
-    one = subject(config, stage)
+    one = subject(with_rows(config, stage, rows), stage)
     texts = (one.batch.prefix, one.batch.target)
     places = sum(text.tokens.shape[1] for text in texts if text is not None)
     return Prompts(one, one.batch, places, tokens, beams)

@@ -5,7 +5,6 @@ Weights that the config names (and tiny configs bring with them) are loaded, the
 trains stays in float32, everything else is kept in the narrower type, as in training.
 """
 
-import copy
 import dataclasses
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.benchmark.measure import heading, save
-from mmjax.benchmark.subject import Subject, subject
+from mmjax.benchmark.subject import Subject, subject, with_rows
 from mmjax.data.batch import Batch
 from mmjax.nn.param import Params, merge
 from mmjax.parallel.mesh import make_mesh
@@ -54,10 +53,7 @@ def measure(
     Raises:
       ValueError: an unknown stage, or weights that do not fit.
     """
-    config = copy.deepcopy(config)
-    section = config[stage or config["stages"][-1]]
-    section["batch_size"], section["accumulation"] = rows, 1
-    one = subject(config | {"frozen_dtype": "float32"}, stage)
+    one = subject(with_rows(config, stage, rows) | {"frozen_dtype": "float32"}, stage)
     batch = _with_pictures(one)
     mesh = make_mesh(devices=jax.devices()[:1])
     given = create_params(one.config, one.stage.wanted, mesh, one.stage.system.copies)

@@ -1,6 +1,7 @@
 """What is timed or counted: a stage of a config, with drawn weights and a made-up batch of the
 config's shapes in which every place is filled. No data."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 
@@ -66,13 +67,25 @@ def subject(config: dict, stage: str | None = None) -> Subject:
     Raises:
       ValueError: the config has no such stage.
     """
-    stage = stage or config["stages"][-1]
-    if stage not in config["stages"]:
-        raise ValueError(f"stage {stage!r} is none of {', '.join(config['stages'])}")
+    stage = _stage_of(config, stage)
     system = make_system(config["system"], config["model"])
     wanted = specs(system)
     made = Stage(stage, config, system, wanted, held_dtypes(config, wanted), None, None)
     return Subject(config, made, _made_up(made), made.selection.trainable)
+
+
+def with_rows(config: dict, stage: str | None, rows: int) -> dict:
+    """A copy of ``config`` in which the stage reads so many rows at once; see `subject`."""
+    config = copy.deepcopy(config)
+    config[_stage_of(config, stage)] |= dict(batch_size=rows, accumulation=1)
+    return config
+
+
+def _stage_of(config: dict, stage: str | None) -> str:
+    stage = stage or config["stages"][-1]
+    if stage not in config["stages"]:
+        raise ValueError(f"stage {stage!r} is none of {', '.join(config['stages'])}")
+    return stage
 
 
 def _made_up(stage: Stage) -> Batch:

@@ -74,6 +74,10 @@ def test_pages_of_answers(tmp_path, capsys):
     assert kinds == ["decode", "prefill"]
     with pytest.raises(ValueError, match="decoding needs two"):
         decode.measure("decode", config(), tokens=1)
+    for measure in (decode.measure, precision.measure):
+        kind = ("decode",) if measure is decode.measure else ()
+        with pytest.raises(ValueError, match="stage 'x' is none of align, instruct"):
+            measure(*kind, config(), stage="x")
 
 
 def test_half_precision_is_compared(capsys):
