@@ -156,10 +156,13 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Put this around the wait for the next batch."""
+        """Put this around the wait for the next batch. It counts unless the devices, to which steps
+        are given ahead of time, still work when it is over: then they lost nothing by it."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        given = self._metrics[-1].values() if self._metrics else ()
+        if all(not isinstance(value, jax.Array) or value.is_ready() for value in given):
+            self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -179,7 +182,7 @@ class Meter:
         Returns:
           The mean over the steps since the last `read` of every scalar; ``samples_per_second``,
           ``tokens_per_second``, ``seconds_per_step``; and ``data_wait``, the share of the time
-          spent waiting for batches (0 to 1).
+          (0 to 1) that went by waiting for batches and in which the devices ran out of work.
 
         Raises:
           ValueError: if there was no step since, or the steps had different scalars.

@@ -156,9 +156,9 @@ def test_killed_stopped_and_out_of_disk_it_ends_as_if_nothing_had_happened(tmp_p
 @pytest.mark.slow
 def test_random_kills_leave_no_trace(tmp_path):
     """``KILLS`` of them (10), each at a moment drawn by ``SEED`` (0): in a start, or after up to
-    three checkpoints."""
+    three checkpoints, which is why there are four steps for each."""
     kills, seed = (int(os.environ.get(name, x)) for name, x in (("KILLS", 10), ("SEED", 0)))
-    steps, draw = 16 + 10 * kills, random.Random(seed)
+    steps, draw = 16 + 4 * kills, random.Random(seed)
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "disturbed"
     began = time.monotonic()
     finish(undisturbed, **{"instruct.steps": steps})

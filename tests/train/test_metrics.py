@@ -110,7 +110,8 @@ def test_the_meter_averages_and_measures(clock):
         with meter.waiting():
             clock.now += 0.5
         clock.now += 1.5
-        meter.add({"loss": jnp.float32(loss), "grad_norm": 2.0}, samples=8, tokens=100)
+        loss = jnp.float32(loss).block_until_ready()
+        meter.add({"loss": loss, "grad_norm": 2.0}, samples=8, tokens=100)
     with meter.paused():
         clock.now += 1000
     assert meter.read() == {
@@ -127,6 +128,19 @@ def test_the_meter_averages_and_measures(clock):
     meter.add({"loss": jnp.float32(7)}, samples=8, tokens=8)
     values = meter.read()
     assert (values["loss"], values["samples_per_second"], values["data_wait"]) == (7.0, 8.0, 0.0)
+
+
+@pytest.mark.parametrize("ready, share", [(False, 0.0), (True, 0.5)])
+def test_a_wait_counts_where_the_devices_run_out_of_work(clock, monkeypatch, ready, share):
+    loss = jnp.ones(())
+    monkeypatch.setattr(type(loss), "is_ready", lambda x: ready)
+    meter = Meter()
+    for wait in (0.0, 1.0):
+        with meter.waiting():
+            clock.now += wait
+        meter.add({"loss": loss}, samples=1, tokens=1)
+    clock.now += 1
+    assert meter.read()["data_wait"] == share
 
 
 def test_the_meter_does_not_wait_before_it_is_read():
