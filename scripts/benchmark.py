@@ -66,7 +66,7 @@ JSON = flags.DEFINE_string("json", None, "file to which a line with all figures 
 COMPARE = flags.DEFINE_list("compare", [], "one_pass, two_full_passes: of LMEye's step")
 COUNT = flags.DEFINE_bool("count", False, "only count the operations of a step, of any size")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "turns of each contestant", lower_bound=3)
-WORKERS = flags.DEFINE_list("workers", "1,2,4", "threads and processes that read data")
+WORKERS = flags.DEFINE_list("workers", "1,2,4", "data: threads, processes that read")
 STEPS = flags.DEFINE_integer("steps", 100, "of the run that waits for data", lower_bound=0)
 ROWS = flags.DEFINE_integer("rows", 1, "prompts that are answered at once", lower_bound=1)
 NEW = flags.DEFINE_integer("new", 64, "tokens of an answer", lower_bound=2)

@@ -16,7 +16,8 @@ from pathlib import Path
 import grain
 
 from mmjax.benchmark.measure import Line, heading, page, save, take_turns
-from mmjax.data.pipeline import READ_OPTIONS, Pipeline
+from mmjax.data.pipeline import Pipeline
+from mmjax.data.workers import reading
 from mmjax.train.build import load_tokenizer, make_pipeline
 from mmjax.train.loop import train
 
@@ -73,13 +74,12 @@ def measure(
 
 def _reading(pipeline: Pipeline, threads: int) -> Callable[[], None]:
     """Reads other batches each time, as training does."""
-    options = grain.ReadOptions(threads, READ_OPTIONS.prefetch_buffer_size)
     starts = itertools.count(step=BATCHES)
 
     def read() -> None:
         first = next(starts)
         steps = grain.MapDataset.range(first, first + BATCHES)
-        _exhaust(steps.map(pipeline.batch_at).to_iter_dataset(options))
+        _exhaust(steps.map(pipeline.batch_at).to_iter_dataset(reading(threads)))
 
     return read
 

@@ -11,9 +11,10 @@ from mmjax.data.example import BadSample, Example, Media
 from mmjax.data.features import FeatureStore, frame_keys
 from mmjax.data.images import load_image
 from mmjax.data.in_words import Word
-from mmjax.data.pipeline import READ_OPTIONS, Pipeline
+from mmjax.data.pipeline import Pipeline
 from mmjax.data.sequence import PARTS, Lengths
 from mmjax.data.video import prepare_video
+from mmjax.data.workers import reading
 
 LENGTH_HEAD = ("tokens", "50 %", "90 %", "99 %", "longest", "limit")
 
@@ -134,7 +135,7 @@ def check_source(pipeline: Pipeline, pictures: Pictures, *, num_samples: int = 1
         return keys, counts, CheckedSample(example, pipeline.in_words(fitted))
 
     records = grain.MapDataset.range(len(source)).map(look)
-    for keys, counts, sample in records.to_iter_dataset(READ_OPTIONS):
+    for keys, counts, sample in records.to_iter_dataset(reading()):
         shown |= keys
         for part, count in counts.items():
             tokens[part].append(count)

@@ -25,10 +25,10 @@ import numpy as np
 
 from mmjax.data.example import BadSample, Media
 from mmjax.data.sources import Source
+from mmjax.data.workers import default_workers
 
 _VERSION = 1
 _INCOMPLETE = ".incomplete"
-_THREADS = 4  # that decode pictures
 _DTYPES = {
     name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float32", "float16", "bfloat16")
 }
@@ -199,7 +199,7 @@ def _loaded(
 
     seen: set[str] = set()
     waiting: collections.deque = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+    with concurrent.futures.ThreadPoolExecutor(default_workers()) as threads:
         for item in media:
             if item.key in seen:
                 continue

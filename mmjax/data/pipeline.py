@@ -38,11 +38,11 @@ from mmjax.data.sources import Source
 from mmjax.data.templates import Encoded, Template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.video import prepare_video
+from mmjax.data.workers import reading
 
 _ATTEMPTS = 32  # replacements tried for one row
 FRAME_CHOICES = ("first", "random")
 _MIN_BAD = 100  # bad records that any data set may have, unless they are more than half of it
-READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 
 class Pipeline:
@@ -82,6 +82,7 @@ class Pipeline:
         pack: bool = False,
         buckets: Collection[Lengths] = (),
         host: tuple[int, int] = (0, 1),
+        num_workers: int | None = None,
         patience: float = 60.0,
     ):
         """
@@ -118,6 +119,8 @@ class Pipeline:
             at the start, too.
           host: (index, count); this host's rows are the index-th of count equal shares of each
             batch.
+          num_workers: threads that read ahead; None = one for each core, at most 16. Batches do not
+            depend on it.
           patience: seconds without a batch after which it is said what is being read, see
             `mmjax.data.patience`.
         """
@@ -156,6 +159,7 @@ class Pipeline:
         self._draws_frames = (frame_choice or by_chance) == "random"
         self._overlong, self._generating = overlong, generating
         self._host, self._patience = host, patience
+        self._read = reading(num_workers)
         self._reading: dict[str, tuple[int, float]] = {}  # thread -> record, since when
         in_order = grain.MapDataset.range(len(source)).repeat()
         self._order = weighted_order(source, weights, seed) if shuffle else in_order
@@ -325,7 +329,7 @@ class Pipeline:
             waiting = []
 
     def _patiently(self, items: grain.MapDataset) -> Iterator:
-        return patient(iter(items.to_iter_dataset(READ_OPTIONS)), self._patience, self._in_progress)
+        return patient(iter(items.to_iter_dataset(self._read)), self._patience, self._in_progress)
 
     def _in_progress(self) -> str:
         """What the threads read, those that have been at it for long first."""

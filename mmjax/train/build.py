@@ -82,6 +82,7 @@ class Run:
             features=features,
             max_bad_fraction=self.config.get("max_bad_fraction", 1e-3),
             generating=generating,
+            num_workers=self.config.get("num_workers"),
             patience=self.config.get("patience", 60.0),
             host=row_share(self.mesh.devices, jax.process_index()),
         )

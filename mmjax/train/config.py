@@ -17,7 +17,7 @@ from mmjax.train.optim import OptimizerConfig
 
 TOP = (
     "system variant model seed weights tokenizer frozen_dtype features mesh preset max_bad_steps "
-    "max_bad_fraction patience stages test"
+    "max_bad_fraction num_workers patience stages test"
 ).split()
 STAGE = (
     "steps batch_size accumulation data template train optimizer log_every eval_every eval_at_end "
@@ -30,7 +30,7 @@ DATA = (
 QUESTIONS = "data template batch_size max_new_tokens".split()
 # Section -> what a command line may give although the config's file leaves it to its default.
 OPTIONAL = {
-    "": ["patience"],
+    "": ["num_workers", "patience"],
     "model": ["lora", "int8"],  # a Python dict of LoraConfig's fields; a regular expression
     "data": "image_size pictures preparation num_frames frame_choice overlong pack buckets".split(),
     "optimizer": list(OptimizerConfig.__dataclass_fields__),
@@ -67,6 +67,9 @@ def check(config: ConfigDict) -> tuple[dict, list[str]]:
         problems.append(
             f"patience is {plain['patience']}, it must be seconds, or 0 to wait for ever"
         )
+    workers = plain.get("num_workers", 1)
+    if not isinstance(workers, int) or workers < 1:
+        problems.append(f"num_workers is {workers!r}, it must be 1 or more: threads that read data")
     if plain["features"] not in ("once", "step"):
         if not Path(plain["features"]).is_dir():
             problems.append(

@@ -9,7 +9,7 @@ import jax
 
 from mmjax.parallel.distributed import is_first, wait_for_all
 
-_FREE = {"weights.any_template", "patience"}  # change nothing of what is trained
+_FREE = {"weights.any_template", "num_workers", "patience"}  # change nothing of what is trained
 
 
 def stage_directory(workdir: Path, stage: str) -> Path:

@@ -3,6 +3,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -90,6 +91,23 @@ def test_iterate_equals_batch_at_and_resumes(source, tokenizer):
         assert_batches_equal(next(endless), batches[step])
     other = make(source, tokenizer, seed=1).batch_at(0)
     assert (other.frames != batches[0].frames).any()
+
+
+def test_as_many_threads_read_as_are_asked_for(source, tokenizer):
+    class Together:
+        """Gives a record when twenty threads, more than the default, have asked for one."""
+
+        name, kinds, barrier = source.name, source.kinds, threading.Barrier(20, timeout=20)
+        __len__ = lambda self: len(source)  # noqa: E731
+
+        def __getitem__(self, index):
+            self.barrier.wait()
+            return source[index]
+
+    batches = list(make(Together(), tokenizer, batch_size=1, num_workers=20).iterate(num_steps=40))
+    alone = make(source, tokenizer, batch_size=1, num_workers=1)
+    for one, two in zip(batches, alone.iterate(num_steps=40), strict=True):
+        assert_batches_equal(one, two)
 
 
 def test_an_epoch_of_steps_visits_all_records(source, tokenizer):

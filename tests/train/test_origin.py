@@ -198,16 +198,19 @@ def test_a_run_that_does_not_fit_says_all(config, tmp_path):
         starting_weights({"weights": {"all": half}}, specs(make_system("lmeye", plain["model"])))
 
 
-def test_a_run_may_be_started_again_with_any_template_and_patience(config, tmp_path):
-    """The keys say what is refused, and how long is waited; they make no other run."""
+def test_a_run_may_be_started_again_with_other_patience_and_workers(config, tmp_path):
+    """The keys say what is refused, who reads, and how long is waited; they make no other run."""
     claim(tmp_path, resolve(config))
-    config.weights.any_template, config.patience = True, 300.0
+    config.weights.any_template, config.num_workers, config.patience = True, 3, 300.0
     check_claim(tmp_path, resolve(config))
     config.seed = 1
     with pytest.raises(ValueError, match="another config.*\n  seed: 0 -> 1$"):
         check_claim(tmp_path, resolve(config))
-    config.patience = -1.0
-    assert check(config)[1] == ["patience is -1.0, it must be seconds, or 0 to wait for ever"]
+    config.patience, config.num_workers = -1.0, 0
+    assert check(config)[1] == [
+        "patience is -1.0, it must be seconds, or 0 to wait for ever",
+        "num_workers is 0, it must be 1 or more: threads that read data",
+    ]
 
 
 def test_another_lora_is_refused(config, tmp_path):
