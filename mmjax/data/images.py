@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mmjax.data.example import BadSample, Media
 
@@ -80,7 +80,12 @@ def decoded(image: Image.Image, name: str, frame: int = 0) -> Image.Image:
     """
     try:
         image.seek(frame)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        image.load()  # what a PNG says of its orientation may come last
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        # A copy takes as long as half the decoding; the frames of an animation share their buffer.
+        is_ready = image.mode == "RGB" and not getattr(image, "is_animated", False)
+        return image if is_ready else _to_rgb(image)
     except _DECODER_ERRORS as error:
         raise BadSample(
             name, None, f"the picture is damaged or cut short ({say(error)})"
