@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 TESTED = {"jax": "0.10.2", "flax": "0.12.8", "grain": "0.2.18", "orbax-checkpoint": "0.12.8"}
 TESTED |= {"transformers": "5.23", "torch": "2.13.0"}
@@ -84,6 +85,8 @@ def _devices(problems: list[str]) -> Iterator[str]:
     yield f"          compiles and multiplies: {time.perf_counter() - start:.2f} s"
     attention = {"gpu": "cudnn in half precision, else xla", "tpu": "splash where shapes allow"}
     yield f"          attention: {attention.get(devices[0].platform, 'xla')}"
+    if devices[0].platform == "cpu" and (pages := _huge_pages()):
+        yield f"          huge pages: {pages}"
     if hint := _unused_accelerator(devices[0].platform):
         problems.append(hint)
 
@@ -97,6 +100,18 @@ def _unused_accelerator(backend: str) -> str | None:
     if backend == "cpu" and any(Path("/dev").glob("accel[0-9]*")):
         return "there is a TPU, but JAX runs on the CPU: pip install -e '.[tpu]'"
     return None
+
+
+def _huge_pages(system: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> str | None:
+    """Whether large arrays lie in them, where Linux leaves it to programs and glibc can ask."""
+    chosen = system.read_text() if system.is_file() else ""
+    library, version = platform.libc_ver()
+    if "[madvise]" not in chosen or library != "glibc" or Version(version) < Version("2.35"):
+        return None
+    setting = "glibc.malloc.hugetlb=1"
+    if setting in os.environ.get("GLIBC_TUNABLES", ""):
+        return "used"
+    return f"not used; GLIBC_TUNABLES={setting} is faster on a CPU (docs/performance.md)"
 
 
 def _extras(problems: list[str]) -> Iterator[str]:

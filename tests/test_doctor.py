@@ -49,3 +49,23 @@ def test_no_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["mmjax"])
     with pytest.raises(SystemExit):
         program.main()
+
+
+@pytest.mark.parametrize(
+    "system, library, tunables, says",
+    [
+        ("always [madvise] never", ("glibc", "2.36"), "", "not used; GLIBC_TUNABLES=glibc.malloc"),
+        ("always [madvise] never", ("glibc", "2.36"), "glibc.malloc.hugetlb=1", "used"),
+        ("always [madvise] never", ("glibc", "2.34"), "", None),  # cannot ask
+        ("always [madvise] never", ("", ""), "", None),
+        ("[always] madvise never", ("glibc", "2.36"), "", None),  # nobody needs to ask
+    ],
+)
+def test_huge_pages(system, library, tunables, says, monkeypatch, tmp_path):
+    file = tmp_path / "enabled"
+    file.write_text(f"{system}\n")
+    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: library)
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    found = doctor._huge_pages(file)
+    assert found is None if says is None else found.startswith(says)
+    assert doctor._huge_pages(tmp_path / "another system") is None
