@@ -30,11 +30,12 @@ def noted() -> Iterator[dict[str, None]]:
         _noted.reset(token)
 
 
-def _note(query: jax.Array, key: jax.Array, implementation: str, reason: str | None) -> None:
+def note(num_queries: int, num_keys: int, implementation: str, reason: str | None) -> None:
+    """For `noted`, of the function that calls the one that calls this."""
     if (choices := _noted.get(None)) is None:
         return
     caller = sys._getframe(2).f_globals["__name__"].rpartition(".")[2]
-    line = f"{caller} {query.shape[1]} x {key.shape[1]}: {implementation}"
+    line = f"{caller} {num_queries} x {num_keys}: {implementation}"
     choices[line + (f" ({reason})" if reason else "")] = None
 
 
@@ -86,7 +87,7 @@ def attention(
     reason = "as asked for"
     if implementation == "auto":
         implementation, reason = _choose(query, key, bias)
-    _note(query, key, implementation, reason)
+    note(query.shape[1], key.shape[1], implementation, reason)
     if implementation == "splash":
         if reason := _splash_obstacle(query, key):
             raise ValueError(

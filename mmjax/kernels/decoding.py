@@ -6,7 +6,7 @@ Bound by memory: every key and value is read once, a prompt's for all of its cop
 import jax
 import jax.numpy as jnp
 
-from mmjax.kernels.attention import platform
+from mmjax.kernels.attention import note, platform
 
 
 def copies_layers() -> bool:
@@ -37,6 +37,7 @@ def decode_attention(
     """
     (n, _, heads, h), dtype = query.shape, query.dtype
     b, k, s, _ = prompt[0].shape
+    note(1, s + len(new[2]), "xla", "one query reads the cache as it lies")
     scale = h**-0.5 if scale is None else scale
     if dtype == jnp.float16:  # only GPUs sum its products in float32
         query = query.astype(jnp.float32)

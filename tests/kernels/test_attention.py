@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from mmjax.kernels.attention import attention, noted
+from mmjax.kernels.decoding import decode_attention
 from mmjax.parallel.mesh import AXES, make_mesh
 
 
@@ -318,3 +319,11 @@ def test_cudnn_is_given_even_lengths(t, s, segmented, monkeypatch):
     got = both("cudnn", *qkv)
     assert not any(length % 2 for length in lengths)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, wanted)
+
+
+def test_one_query_is_noted_too():
+    cache = jnp.ones((1, 2, 5, 4)), jnp.ones((1, 2, 5, 4)), jnp.ones((1, 5), bool)
+    new = jnp.ones((1, 2, 3, 4)), jnp.ones((1, 2, 3, 4)), jnp.ones(3, bool)
+    with noted() as choices:
+        decode_attention(jnp.ones((1, 1, 2, 4)), cache, new)
+    assert list(choices) == ["test_attention 1 x 8: xla (one query reads the cache as it lies)"]
