@@ -8,7 +8,7 @@ there.
     python scripts/compile.py --config configs/lmeye.py:vicuna-7b --topology h200:1
 
 Weights and data need not be here either. Where a program does not fit, other settings are compiled
-until one does, and that is said; the exit code is 1. The table in docs/scale.md, in hours of one
+until one does, and that is said; the exit code is 1. The table in docs/scale.md, in an hour of one
 core (started again, it goes on):
 
     python scripts/compile.py --every --json compiled.jsonl [--topology h200:1]

@@ -47,7 +47,9 @@ def take_turns(
     """(median seconds of a call, spread) of each; every call must end only when its work is done.
 
     Each is called once before, uncounted (it compiles), then all in turn: ``rounds`` times, or
-    fewer once ``seconds`` are over, but three times at least.
+    fewer once ``seconds`` are over, but three times at least. In its turn each is called twice and
+    the second call counts: the first finds caches full of the others' arrays, and cores on which
+    the others' threads still spin.
     """
     for call in contestants.values():
         call()
@@ -57,6 +59,7 @@ def take_turns(
         if number >= 3 and time.perf_counter() - begin > seconds:
             break
         for name, call in contestants.items():
+            call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
