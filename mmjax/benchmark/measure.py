@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmjax.train.costs import FORMULA
 from mmjax.train.report import text_table
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "peft")
@@ -129,7 +130,8 @@ def _versions() -> dict[str, str]:
 
 
 def heading(shapes: str, ceiling: Ceiling | None = None) -> str:
-    """What a reader must know to repeat it: shapes, device, versions, what the device can do."""
+    """What a reader must know to repeat it: shapes, device, versions, what the device can do and
+    how operations are counted."""
     known = facts()
     device, count = known.pop("device"), known.pop("devices")
     lines = [shapes, f"{count} x {device}; " + ", ".join(f"{k} {v}" for k, v in known.items())]
@@ -138,6 +140,7 @@ def heading(shapes: str, ceiling: Ceiling | None = None) -> str:
             f"measured here: products {ceiling.flops / 1e12:.3g} TFLOP/s, "
             f"reading {ceiling.bytes / 1e9:.3g} GB/s"
         )
+        lines.append(FORMULA)
     return "\n".join(lines)
 
 

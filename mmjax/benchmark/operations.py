@@ -12,7 +12,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.systems.registry import make_system
 from mmjax.systems.system import System
 from mmjax.train.ahead import without_remat
-from mmjax.train.costs import cost
+from mmjax.train.costs import FORMULA, cost
 from mmjax.train.report import text_table
 from mmjax.train.state import TrainState
 from mmjax.train.tower import tower_program
@@ -63,4 +63,4 @@ def count(config: dict, *, stage: str | None = None, compare: tuple[str, ...] = 
     if (tower := tower_flops(one)) is not None:
         rows.append(["frozen tower, a frame", "", "", f"{tower / 1e12:.4g}", ""])
     head = ["TFLOP", "useful", "computed", "useful, of a row", "again"]
-    print(f"{one.shapes}\n\n" + text_table(head, rows, [], align="<>>>>"))
+    print(f"{one.shapes}\n{FORMULA}\n\n" + text_table(head, rows, [], align="<>>>>"))

@@ -66,6 +66,9 @@ def devices_of(topology: str) -> list[jax.Device]:
     """
     if chip_of(topology).cores is not None:
         return _gpus(topology)
+    kind, _, shape = topology.partition(":")
+    if not all(size.isdecimal() for size in shape.split("x")):
+        raise ValueError(f"topology {topology!r}: how long is each side? e.g. {kind}:2x2")
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             "compiling for TPUs needs libtpu, not the TPUs: pip install 'mmjax[aot]'"

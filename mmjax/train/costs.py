@@ -16,6 +16,8 @@ from jax.extend import core
 
 from mmjax.train.memory import needed
 
+FORMULA = "FLOP: 2 b m n k of every product, convolutions alike, as often as its loop turns"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -54,7 +55,8 @@ def test_lmeye_beside_torch_and_another_way(tmp_path, capsys, monkeypatch):
     assert [line.name for line in lines] == ["mmjax", "mmjax, one_pass", "torch, eager, SDPA"]
     assert all(line.seconds > 0 for line in lines)
     assert "torch.compile failed: RuntimeError: no C compiler" in page
-    for said in ("prefix 15, request 1, target 9", "computed in float32", "jax 0.", "torch "):
+    shapes = ("prefix 15, request 1, target 9", "computed in float32")
+    for said in (*shapes, "jax 0.", "torch ", "FLOP: 2 b m n k"):
         assert said in page, said
     assert all(float(line.further["TFLOP"]) > 0 for line in lines[:2])
     (saved,) = map(json.loads, file.read_text().splitlines())
@@ -136,6 +138,20 @@ def test_wrong_requests(tmp_path):
         measure(config, compare=("one_pass",))
     with pytest.raises(ValueError, match="stage 'x' is none of align, instruct"):
         measure(config, stage="x")
+
+
+def test_the_second_call_of_a_turn_counts(monkeypatch):
+    now, calls = 0.0, []
+
+    def call(name: str) -> None:
+        nonlocal now
+        now += 1 if calls[-1:] == [name] else 100
+        calls.append(name)
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now)
+    contestants = {name: functools.partial(call, name) for name in "ab"}
+    assert measuring.take_turns(contestants, rounds=3) == {"a": (1.0, 1.0), "b": (1.0, 1.0)}
+    assert "".join(calls) == "ab" + 3 * "aabb"
 
 
 def test_a_page_of_lines():
