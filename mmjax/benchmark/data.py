@@ -16,6 +16,7 @@ from pathlib import Path
 import grain
 
 from mmjax.benchmark.measure import Line, heading, page, save, take_turns
+from mmjax.benchmark.subject import stage_of
 from mmjax.data.pipeline import Pipeline
 from mmjax.data.workers import reading
 from mmjax.train.build import load_tokenizer, make_pipeline
@@ -44,10 +45,7 @@ def measure(
     Raises:
       ValueError: there is no such stage.
     """
-    stage = stage or config["stages"][-1]
-    if stage not in config["stages"]:
-        raise ValueError(f"stage {stage!r} is none of {', '.join(config['stages'])}")
-    section = config[stage]
+    section = config[stage_of(config, stage)]
     data, size = section["data"], section["batch_size"]
     tokenizer = load_tokenizer(config)
     settings = dict(batch_size=size, seed=config["seed"])

@@ -67,7 +67,7 @@ def subject(config: dict, stage: str | None = None) -> Subject:
     Raises:
       ValueError: the config has no such stage.
     """
-    stage = _stage_of(config, stage)
+    stage = stage_of(config, stage)
     system = make_system(config["system"], config["model"])
     wanted = specs(system)
     made = Stage(stage, config, system, wanted, held_dtypes(config, wanted), None, None)
@@ -77,11 +77,12 @@ def subject(config: dict, stage: str | None = None) -> Subject:
 def with_rows(config: dict, stage: str | None, rows: int) -> dict:
     """A copy of ``config`` in which the stage reads so many rows at once; see `subject`."""
     config = copy.deepcopy(config)
-    config[_stage_of(config, stage)] |= dict(batch_size=rows, accumulation=1)
+    config[stage_of(config, stage)] |= dict(batch_size=rows, accumulation=1)
     return config
 
 
-def _stage_of(config: dict, stage: str | None) -> str:
+def stage_of(config: dict, stage: str | None) -> str:
+    """``stage``, or the last one of ``config``. Raises ValueError if it has no such stage."""
     stage = stage or config["stages"][-1]
     if stage not in config["stages"]:
         raise ValueError(f"stage {stage!r} is none of {', '.join(config['stages'])}")

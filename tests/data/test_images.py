@@ -10,7 +10,15 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mmjax.data.example import BadSample, Media
-from mmjax.data.images import clip_preprocess, crop_box, load_image, prepare, prepared
+from mmjax.data.images import (
+    clip_preprocess,
+    crop_box,
+    decoded,
+    load_image,
+    open_image,
+    prepare,
+    prepared,
+)
 from mmjax.models.clip import MEAN, STD
 
 
@@ -141,6 +149,16 @@ def test_a_crop_is_a_resized_part():
         prepare(encoded(image), 16, "crop")
     with pytest.raises(ValueError, match="preparation is 'zoom', it must be one of clip, center"):
         prepare(encoded(image), 16, "zoom")
+
+
+def test_frames_of_an_animation_stay_as_they_are():
+    """They come out of one buffer, in which the next one is painted."""
+    colours, file = ((255, 0, 0), (0, 0, 255)), io.BytesIO()
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in colours)
+    first.save(file, "PNG", save_all=True, append_images=[second])
+    image = open_image(Media("a", file.getvalue()))
+    frames = [decoded(image, "a", number) for number in range(2)]
+    assert [frame.getpixel((0, 0)) for frame in frames] == list(colours)
 
 
 def test_an_animation_gives_its_first_frame():

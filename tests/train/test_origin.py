@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from end_to_end.short import load_config
@@ -12,8 +13,9 @@ from conversion.runs import read_run
 from conversion.store import save_imported
 from mmjax.data.templates import from_json, to_json
 from mmjax.nn.param import specs
+from mmjax.parallel.mesh import make_mesh
 from mmjax.systems.registry import make_system
-from mmjax.train import plan
+from mmjax.train import build, plan
 from mmjax.train.build import stage_selection
 from mmjax.train.checkpoint import Checkpointer
 from mmjax.train.config import check, resolve
@@ -211,6 +213,15 @@ def test_a_run_may_be_started_again_with_other_patience_and_workers(config, tmp_
         "patience is -1.0, it must be seconds, or 0 to wait for ever",
         "num_workers is 0, it must be 1 or more: threads that read data",
     ]
+
+
+def test_a_run_reads_as_its_config_says(config, monkeypatch):
+    config.num_workers, config.patience = 3, 300.0
+    given = {}
+    monkeypatch.setattr(build, "make_pipeline", lambda *_, **settings: given.update(settings))
+    run = build.Run(resolve(config), *[None] * 4, make_mesh(devices=jax.devices()[:1]))
+    run.pipeline(dict(source="x"), {}, batch_size=8)
+    assert (given["num_workers"], given["patience"], given["host"]) == (3, 300.0, (0, 1))
 
 
 def test_another_lora_is_refused(config, tmp_path):
